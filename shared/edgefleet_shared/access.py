@@ -1,0 +1,51 @@
+"""How a device shows who it is over HTTP: a short-lived statement signed by its own key."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from datetime import datetime
+
+from securesystemslib.signer import Key, Signer
+
+from edgefleet_shared import dsse, strict_json
+from edgefleet_shared.errors import InvalidInputError, TrustError
+from edgefleet_shared.messages import ACCESS_TYPE, Access
+from edgefleet_shared.trust import format_time, parse_time
+
+SCHEME = "DSSE"
+MAX_BYTES = 4096
+
+
+def header(fleet: str, device: str, expires: datetime, signer: Signer) -> str:
+    """Return the value of an `Authorization` header: `DSSE <device>.<base64url envelope>`."""
+    body = strict_json.encode(Access(fleet, device, format_time(expires)))
+    sealed = dsse.seal(body, ACCESS_TYPE, signer)
+    return f"{SCHEME} {device}.{base64.urlsafe_b64encode(sealed).decode()}"
+
+
+def claimed_device(value: str) -> str | None:
+    """Return the device id that a header claims, before any check; None for another scheme."""
+    scheme, _, rest = value.partition(" ")
+    return rest.partition(".")[0] if scheme == SCHEME else None
+
+
+def check_header(value: str, fleet: str, key: Key, now: datetime) -> str:
+    """Return the device id that signed an `Authorization` header.
+
+    Raises:
+        InvalidInputError: Not such a header.
+        TrustError: Not signed by `key`, for another fleet or device, or expired.
+    """
+    claimed, _, token = value.removeprefix(f"{SCHEME} ").partition(".")
+    try:
+        sealed = base64.urlsafe_b64decode(token)
+    except (ValueError, binascii.Error) as error:
+        raise InvalidInputError("The Authorization header is not base64url.") from error
+    body = dsse.open_sealed(sealed, ACCESS_TYPE, key)
+    access = strict_json.decode(body, Access, max_bytes=MAX_BYTES, what="access statement")
+    if access.fleet != fleet or access.device != claimed:
+        raise TrustError("The access statement is for somebody else.", code="wrong_device")
+    if parse_time(access.expires) <= now:
+        raise TrustError("The access statement has expired.", code="expired")
+    return access.device

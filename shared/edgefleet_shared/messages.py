@@ -1,0 +1,246 @@
+"""What travels between the fleet manager and a device; unknown fields are ignored, types strict.
+
+Everything that decides something is signed: `Assignment` by the director, `Reported` and `Batch` by
+the device. Times are RFC 3339 UTC text; numbers are integers with their unit in the name.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+ASSIGNMENT_TYPE = "application/vnd.edgefleet.assignment.v1+json"
+REPORTED_TYPE = "application/vnd.edgefleet.reported.v1+json"
+BATCH_TYPE = "application/vnd.edgefleet.batch.v1+json"
+ACCESS_TYPE = "application/vnd.edgefleet.access.v1+json"
+
+DESIRED_MAX_BYTES = 256 * 1024
+REPORT_MAX_BYTES = 64 * 1024
+
+Stream = Literal["events", "receipts", "telemetry"]
+
+
+class Policy(msgspec.Struct, frozen=True):
+    """How a device treats a new version during its probation.
+
+    Attributes:
+        probation_s: Seconds of service before the version counts as good.
+        min_requests: Answers needed for a verdict; with fewer, probation ends `inconclusive`.
+        max_error_ppm: Server errors per million answers that are still fine.
+        max_nonfinite_ppm: Answers holding NaN or infinity, per million, that are still fine.
+        max_latency_pct: Median compute time, in percent of the previous version's; 0: no limit.
+        max_crashes: Worker crashes that are still fine.
+        standby_s: Seconds the previous version stays loaded after probation.
+        drain_s: Seconds that requests on the old version get to finish.
+    """
+
+    probation_s: int = 60
+    min_requests: int = 20
+    max_error_ppm: int = 10_000
+    max_nonfinite_ppm: int = 0
+    max_latency_pct: int = 300
+    max_crashes: int = 0
+    standby_s: int = 0
+    drain_s: int = 10
+
+
+class SlotAssignment(msgspec.Struct, frozen=True):
+    """What one model slot of a device should do. The slot's name is the model's name.
+
+    `manifest` and `size` repeat the TUF target's digest and length: both trust roots must agree.
+    """
+
+    mode: Literal["run", "stop"]
+    deployment: str
+    model: str
+    version: str
+    manifest: str
+    size: int
+    release_counter: int
+    rollout: str = ""
+    policy: Policy = Policy()
+
+
+class Assignment(msgspec.Struct, frozen=True):
+    """What one device should run now. A slot that is not named is left as it is.
+
+    `key` is the digest of the device's public key (SPKI, DER); `counter` only grows.
+    """
+
+    v: Literal[1]
+    fleet: str
+    device: str
+    key: str
+    counter: int
+    issued: str
+    expires: str
+    slots: dict[str, SlotAssignment]
+
+
+class Desired(msgspec.Struct, frozen=True):
+    """The retained downwards document.
+
+    `assignment` is a DSSE envelope (base64 of its JSON); `bundle` is `bundle.encode()` in base64
+    and holds every TUF file the device may lack: what is absent from it does not exist. `blobs` is
+    the base URL under which `/<digest>` answers.
+    """
+
+    v: Literal[1]
+    counter: int
+    ts: str
+    assignment: str
+    bundle: str
+    blobs: str
+
+
+class Get(msgspec.Struct, frozen=True):
+    """A device asks for its desired document; `have` is the newest counter it accepted."""
+
+    v: Literal[1]
+    have: int
+    root_version: int = 1
+
+
+class Presence(msgspec.Struct, frozen=True):
+    """A hint, not a proof: last-seen time decides. `boot` differs after each start of the agent."""
+
+    v: Literal[1]
+    online: bool
+    boot: str
+    agent: str = ""
+
+
+class SlotReport(msgspec.Struct, frozen=True):
+    """One slot as the device sees it.
+
+    `state` is a `states.DeploymentState`; `reason` a stable code, `detail` a sentence. `active`,
+    `previous` and `target` are manifest digests or ''. `verdict` is what probation found:
+    pass, fail, inconclusive or ''.
+    """
+
+    deployment: str
+    attempt: int
+    seq: int
+    state: str
+    active: str
+    active_version: str
+    previous: str = ""
+    target: str = ""
+    target_version: str = ""
+    reason: str = ""
+    detail: str = ""
+    verdict: str = ""
+    bytes_done: int = 0
+    bytes_total: int = 0
+    since: str = ""
+
+
+class Reported(msgspec.Struct, frozen=True):
+    """The device's whole state; `seq` only grows over the device's life, across boots.
+
+    `counter` is the newest assignment counter it accepted, `refused` the code of the newest one it
+    did not, or ''.
+    """
+
+    v: Literal[1]
+    device: str
+    boot: str
+    seq: int
+    ts: str
+    counter: int
+    slots: dict[str, SlotReport]
+    agent: dict[str, Any] = {}
+    refused: str = ""
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """Items of one outbox stream. Item i has sequence number `seqs[i]`; a hole is a lost item.
+
+    `dropped` counts the items that the device's disk budget has dropped from this stream so far.
+    """
+
+    v: Literal[1]
+    device: str
+    boot: str
+    stream: Stream
+    ts: str
+    seqs: list[int]
+    items: list[dict[str, Any]]
+    dropped: int = 0
+
+
+class DeviceEvent(msgspec.Struct, frozen=True):
+    """One item of stream `events`; `step` is one of the twelve words, `code` stable, `data` small."""
+
+    ts: str
+    level: Literal["debug", "info", "warning", "error"]
+    step: str
+    code: str
+    message: str
+    slot: str = ""
+    deployment: str = ""
+    digest: str = ""
+    data: dict[str, Any] = {}
+
+
+class SwapReceipt(msgspec.Struct, frozen=True):
+    """One item of stream `receipts`: what a change of the active version did to requests.
+
+    `kind` says why: activate, rollback, restore (after a restart) or stop. Latencies are
+    microseconds over the window named, None where nobody asked; `gap_us` is the longest time
+    between two answers in `during`.
+    """
+
+    ts: str
+    kind: Literal["activate", "rollback", "restore", "stop"]
+    slot: str
+    deployment: str
+    from_digest: str
+    from_version: str
+    to_digest: str
+    to_version: str
+    in_flight: int
+    failed: int
+    requests_during: int
+    ready_ms: int
+    p50_us_before: int | None
+    p99_us_before: int | None
+    p99_us_during: int | None
+    p50_us_after: int | None = None
+    p99_us_after: int | None = None
+    memory_kb: int = 0
+    trigger: str = ""
+
+
+class TelemetryWindow(msgspec.Struct, frozen=True):
+    """One item of stream `telemetry`: what one model digest answered from `start` to `end`.
+
+    `requests` were answered 200; the other counts stand beside it. `nonfinite` of `requests` held a
+    NaN or an infinity. `latency` (gateway, whole request) and `compute` (worker alone) are
+    `histogram` counts.
+    """
+
+    start: str
+    end: str
+    slot: str
+    digest: str
+    version: str
+    requests: int
+    client_errors: int
+    server_errors: int
+    rejected: int
+    nonfinite: int
+    replayed: int
+    crashes: int
+    latency: dict[int, int]
+    compute: dict[int, int]
+    memory_kb: int = 0
+
+
+class Access(msgspec.Struct, frozen=True):
+    """What a device signs to read blobs over HTTP; valid until `expires`, for this fleet alone."""
+
+    fleet: str
+    device: str
+    expires: str

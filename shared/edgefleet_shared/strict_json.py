@@ -1,0 +1,100 @@
+"""JSON as an attacker may write it, read strictly: capped, no duplicate keys, no NaN."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NoReturn, TypeVar
+
+import msgspec
+
+from edgefleet_shared.errors import InvalidInputError
+
+T = TypeVar("T")
+MAX_INT = 2**53 - 1  # beyond it, languages disagree on the value
+MAX_DEPTH = 32
+
+
+def decode(data: bytes, kind: type[T], *, max_bytes: int, what: str) -> T:
+    """Decode `data` into `kind`, a msgspec Struct or a builtin type.
+
+    Args:
+        data: UTF-8 JSON text.
+        kind: What the document must be.
+        max_bytes: Longest text that is looked at.
+        what: The document's name, for the message.
+
+    Raises:
+        InvalidInputError: Too long, not JSON, duplicate keys, NaN, an integer beyond 2^53, a lone
+            surrogate, nested deeper than 32, or not of the shape of `kind`.
+    """
+    if len(data) > max_bytes:
+        raise _bad(what, f"it has {len(data)} bytes and may have {max_bytes}")
+    _check_depth(data, what)
+    try:
+        tree = json.loads(
+            data,
+            object_pairs_hook=_no_duplicates,
+            parse_constant=_refuse,
+            parse_int=_small_int,
+            parse_float=_finite,
+        )
+        json.dumps(tree, ensure_ascii=False).encode()  # a lone surrogate fails here
+        return msgspec.convert(tree, kind, str_keys=True)
+    except (ValueError, RecursionError, msgspec.ValidationError) as error:
+        raise _bad(what, str(error)[:200]) from error
+
+
+def encode(document: Any) -> bytes:
+    """Encode a Struct or builtin as compact JSON, keys in the order of their declaration."""
+    return msgspec.json.encode(document)
+
+
+def _bad(what: str, why: str) -> InvalidInputError:
+    return InvalidInputError(f"The {what} cannot be read: {why}.", code="malformed")
+
+
+def _check_depth(data: bytes, what: str) -> None:
+    """Refuse deep nesting before the parser recurses; brackets in strings do not count."""
+    if data.count(b"[") + data.count(b"{") <= MAX_DEPTH:
+        return
+    depth, in_string, escaped = 0, False, False
+    for byte in data:
+        if in_string:
+            if escaped:
+                escaped = False
+            elif byte == 0x5C:
+                escaped = True
+            elif byte == 0x22:
+                in_string = False
+        elif byte == 0x22:
+            in_string = True
+        elif byte in b"[{":
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise _bad(what, f"it is nested deeper than {MAX_DEPTH}")
+        elif byte in b"]}":
+            depth -= 1
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return found
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _small_int(text: str) -> int:
+    if len(text) > 17 or abs(int(text)) > MAX_INT:
+        raise ValueError("an integer is beyond 2^53")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if value in {float("inf"), float("-inf")}:
+        raise ValueError("a number is not finite")
+    return value
