@@ -171,7 +171,7 @@ class Batch(msgspec.Struct, frozen=True):
 
 
 class DeviceEvent(msgspec.Struct, frozen=True):
-    """One item of stream `events`; `step` is one of the twelve words, `code` stable, `data` small."""
+    """One item of stream `events`; `step` is one of the twelve words, `code` is stable."""
 
     ts: str
     level: Literal["debug", "info", "warning", "error"]

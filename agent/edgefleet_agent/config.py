@@ -1,0 +1,108 @@
+"""The agent's configuration: one frozen value, read once from TOML and `EDGEFLEET_AGENT_*`."""
+
+from __future__ import annotations
+
+import os
+import platform
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from edgefleet_shared.errors import InvalidInputError
+
+
+class Inference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where applications find the models: a Unix socket in `run_dir`, and a loopback address."""
+
+    tcp: str = "127.0.0.1:8500"  # '' = no TCP; port 0 = any free port, see run_dir/infer.addr
+    queue_limit: int = 256  # waiting requests a model
+    timeout_s: float = 30.0  # a request without a deadline of its own
+    threads: int = 1  # intra-op threads a worker
+    max_body_bytes: int = 64 * 1024 * 1024
+    orphan_timeout_s: float = 0.0  # gateway ends after this long without agentd; 0 = serves on
+
+
+class Transport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How to reach the fleet manager; an empty url means the one given at enrolment."""
+
+    kind: str = "mqtt"
+    url: str = ""  # mqtt://host:1883 or mqtts://host:8883
+    keepalive_s: int = 60
+    backoff_max_s: float = 300.0
+
+
+class Telemetry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How often and how much is reported."""
+
+    interval_s: float = 60.0
+    outbox_max_bytes: int = 16 * 1024 * 1024
+
+
+class Store(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Disk for packages."""
+
+    max_bytes: int = 8 * 1024**3
+    fetch_min_bytes_per_s: int = 256  # slower than this for `fetch_stall_s` is given up and resumed
+    fetch_stall_s: float = 30.0
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All of it. `state_dir` must survive a reboot, `run_dir` need not."""
+
+    state_dir: str = "/var/lib/edgefleet"
+    run_dir: str = "/run/edgefleet"
+    hardware: str = ""  # exact string that packages name; '' = generic-<machine>
+    log_level: str = "INFO"
+    inference: Inference = Inference()
+    transport: Transport = Transport()
+    telemetry: Telemetry = Telemetry()
+    store: Store = Store()
+
+    @property
+    def state(self) -> Path:
+        """The state folder."""
+        return Path(self.state_dir)
+
+    @property
+    def run(self) -> Path:
+        """The run folder: control.sock, infer.sock, infer.addr."""
+        return Path(self.run_dir)
+
+    @property
+    def hardware_id(self) -> str:
+        """What packages must name to run here."""
+        return self.hardware or f"generic-{platform.machine()}"
+
+
+def load(path: Path | None, environ: Mapping[str, str] = os.environ) -> Config:
+    """Read the configuration.
+
+    Args:
+        path: A TOML file, or None for the defaults.
+        environ: `EDGEFLEET_AGENT_STATE_DIR`, `_RUN_DIR`, `_HARDWARE` and `_LOG_LEVEL` win over the
+            file.
+
+    Raises:
+        InvalidInputError: The file is missing, is not TOML, or holds an unknown or ill-typed key.
+    """
+    try:
+        fields = tomllib.loads(path.read_text()) if path else {}
+    except (OSError, ValueError) as error:
+        raise InvalidInputError(
+            f"The configuration {path} cannot be read: {error}.",
+            code="configuration",
+            hint="Give a TOML file; docs/reference.md lists its keys.",
+        ) from error
+    for key in ("state_dir", "run_dir", "hardware", "log_level"):
+        if value := environ.get(f"EDGEFLEET_AGENT_{key.upper()}"):
+            fields[key] = value
+    try:
+        return msgspec.convert(fields, Config)
+    except msgspec.ValidationError as error:
+        raise InvalidInputError(
+            f"The configuration {path} does not hold: {error}.",
+            code="configuration",
+            hint="docs/reference.md lists every key with its type and default.",
+        ) from error

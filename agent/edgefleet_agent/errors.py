@@ -1,0 +1,23 @@
+"""What can go wrong on the device; the tree is `edgefleet_shared.errors`, here are the leaves."""
+
+from __future__ import annotations
+
+from edgefleet_shared.errors import EdgeFleetError, UnavailableError
+
+
+class StoreFullError(UnavailableError):
+    """The store has no room for a package, even after removing what nobody needs."""
+
+    default_code = "store_full"
+
+
+class FetchError(UnavailableError):
+    """A blob could not be fetched now; what has arrived is kept and resumed."""
+
+    default_code = "fetch_failed"
+
+
+class DeploymentError(EdgeFleetError):
+    """A deployment cannot go on; `code` is the reason that is reported."""
+
+    default_code = "deployment_failed"

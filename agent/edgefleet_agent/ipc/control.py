@@ -1,0 +1,255 @@
+"""Control messages between agentd (client) and gateway (server), on a SOCK_SEQPACKET Unix socket.
+
+agentd connects to `<run_dir>/control.sock`, sends requests with an id of its choice and gets one
+reply with the same id; the gateway sends `Event` messages in between. Descriptors of verified blobs
+travel with `Prove` and `Load` by SCM_RIGHTS, in the order of `ModelSpec.files`. The gateway serves
+on when agentd goes away; a new agentd says `Hello` and finds what runs.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+from collections.abc import Sequence
+
+import msgspec
+
+from edgefleet_shared.errors import UnavailableError
+from edgefleet_shared.package import FileEntry, Golden, Limits, TensorSpec
+
+MESSAGE_MAX_BYTES = 160 * 1024
+MAX_FDS = 250
+
+
+class ModelSpec(msgspec.Struct, frozen=True):
+    """All that gateway and worker need to know of one package variant; no path, no URL, no key."""
+
+    model: str
+    version: str
+    digest: str
+    runtime: str
+    accelerator: str
+    providers: list[str]
+    files: list[FileEntry]
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+    limits: Limits
+    golden: Golden | None = None
+    session_options: dict[str, int | str | bool] = {}
+    threads: int = 1
+
+
+class Hello(msgspec.Struct, tag=True, frozen=True):
+    """First message of a connection; answered by `GatewayState`."""
+
+    id: int
+
+
+class Prove(msgspec.Struct, tag=True, frozen=True):
+    """Load in a throw-away process, run the golden vectors, report, exit. Answered by `Outcome`."""
+
+    id: int
+    spec: ModelSpec
+
+
+class Load(msgspec.Struct, tag=True, frozen=True):
+    """Start a worker beside the ones that serve; golden and warm-up. Answered by `Outcome`.
+
+    Loading a digest that is loaded already succeeds at once.
+    """
+
+    id: int
+    spec: ModelSpec
+
+
+class Flip(msgspec.Struct, tag=True, frozen=True):
+    """Route `model` to the loaded `digest`; the previous one becomes the standby.
+
+    Answered by `Flipped`, or by `Outcome` when the digest is not loaded.
+    """
+
+    id: int
+    model: str
+    digest: str
+
+
+class Unroute(msgspec.Struct, tag=True, frozen=True):
+    """Answer 404 for `model` from now on; its workers drain and exit. Answered by `Outcome`."""
+
+    id: int
+    model: str
+
+
+class Release(msgspec.Struct, tag=True, frozen=True):
+    """Drain `digest` for up to `drain_s` seconds, then end its worker. Answered by `Outcome`.
+
+    Refused (code `active`) while the digest is routed.
+    """
+
+    id: int
+    digest: str
+    drain_s: int = 10
+
+
+class Stats(msgspec.Struct, tag=True, frozen=True):
+    """Ask for cumulative counters; answered by `StatsReply`."""
+
+    id: int
+
+
+class Shutdown(msgspec.Struct, tag=True, frozen=True):
+    """End gateway, zygote and workers after draining. Answered by `Outcome`, then end of file."""
+
+    id: int
+
+
+class Outcome(msgspec.Struct, tag=True, frozen=True):
+    """How a request ended; `code` and `message` are for a report.
+
+    Codes of Prove and Load: `load_failed`, `golden_mismatch`, `load_timeout`, `out_of_memory`,
+    `crashed`, `unsupported_runtime`, `unsupported_accelerator`. Times are milliseconds, memory the
+    worker's private kilobytes.
+    """
+
+    id: int
+    ok: bool
+    code: str = ""
+    message: str = ""
+    load_ms: int = 0
+    golden_ms: int = 0
+    ready_ms: int = 0
+    memory_kb: int = 0
+    pid: int = 0
+
+
+class Flipped(msgspec.Struct, tag=True, frozen=True):
+    """The route moved: from which digest ('' = none), and requests in flight on it just then."""
+
+    id: int
+    previous: str
+    in_flight: int
+
+
+class DigestStats(msgspec.Struct, frozen=True):
+    """Cumulative counters of one digest since it was loaded into this gateway.
+
+    `requests` were answered 200; `nonfinite` of them held NaN or infinity. `latency` is the whole
+    request in the gateway, `compute` the worker's run; both are `edgefleet_shared.histogram` counts.
+    `max_gap_us` is the longest time between two answers of the model since the last `Stats`.
+    """
+
+    model: str
+    version: str
+    digest: str
+    role: str
+    requests: int
+    client_errors: int
+    server_errors: int
+    rejected: int
+    nonfinite: int
+    replayed: int
+    crashes: int
+    in_flight: int
+    memory_kb: int
+    latency: dict[int, int]
+    compute: dict[int, int]
+    max_gap_us: int = 0
+
+
+class StatsReply(msgspec.Struct, tag=True, frozen=True):
+    """Answer to `Stats`."""
+
+    id: int
+    digests: list[DigestStats]
+
+
+class WorkerInfo(msgspec.Struct, frozen=True):
+    """One loaded digest; role is `active`, `standby` or `idle` (loaded, never routed)."""
+
+    model: str
+    version: str
+    digest: str
+    role: str
+    pid: int
+
+
+class GatewayState(msgspec.Struct, tag=True, frozen=True):
+    """Answer to `Hello`: what this gateway runs. `boot` differs after each start of the gateway."""
+
+    id: int
+    pid: int
+    boot: str
+    workers: list[WorkerInfo]
+
+
+class Event(msgspec.Struct, tag=True, frozen=True):
+    """Something happened in the gateway: `worker_died`, `restarted` or `quarantined`.
+
+    `quarantined` comes after three crashes within a minute: the digest is not restarted, and the
+    route has moved to the standby where there is one (`fallback`, else '').
+    """
+
+    code: str
+    model: str
+    digest: str
+    message: str
+    fallback: str = ""
+
+
+Request = Hello | Prove | Load | Flip | Unroute | Release | Stats | Shutdown
+Reply = Outcome | Flipped | StatsReply | GatewayState
+Message = Request | Reply | Event
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
+
+
+def encode(message: Message) -> bytes:
+    """Return a message's bytes.
+
+    Raises:
+        UnavailableError: Longer than one packet may be (code `too_large`).
+    """
+    data = _encoder.encode(message)
+    if len(data) > MESSAGE_MAX_BYTES:
+        raise UnavailableError(
+            f"A control message has {len(data)} bytes; {MESSAGE_MAX_BYTES} is the limit.",
+            code="too_large",
+        )
+    return data
+
+
+def send(sock: socket.socket, message: Message, fds: Sequence[int] = ()) -> None:
+    """Send one message with descriptors; blocks while the peer's queue is full.
+
+    Raises:
+        OSError: The peer is gone.
+    """
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    sock.sendmsg([encode(message)], ancillary)
+
+
+def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
+    """Receive one message and its descriptors (close-on-exec, now the caller's); None at the end.
+
+    Raises:
+        OSError: The socket failed; BlockingIOError if it is non-blocking and empty.
+        msgspec.ValidationError: The peer does not speak this protocol; descriptors are closed.
+    """
+    room = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
+    data, ancillary, _, _ = sock.recvmsg(MESSAGE_MAX_BYTES, room, socket.MSG_CMSG_CLOEXEC)
+    fds: list[int] = []
+    for level, kind, body in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            numbers = array.array("i")
+            numbers.frombytes(body[: len(body) - len(body) % numbers.itemsize])
+            fds.extend(numbers)
+    if not data:
+        return None
+    try:
+        return _decoder.decode(data), fds
+    except msgspec.DecodeError:
+        for fd in fds:
+            os.close(fd)
+        raise

@@ -1,0 +1,133 @@
+"""What the core of the agent asks of the world; `compose.py` alone chooses who answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgefleet_agent.ipc.control import ModelSpec
+
+Clock = Callable[[], float]
+"""Seconds since the Unix epoch."""
+
+
+class TransportEvents(Protocol):
+    """What a transport calls back, from a thread of its own; each call must return at once."""
+
+    def on_connected(self) -> None:
+        """Tell that the connection stands and downwards topics are subscribed."""
+
+    def on_disconnected(self, reason: str) -> None:
+        """Tell that the connection is gone; the transport goes on trying by itself."""
+
+    def on_desired(self, payload: bytes) -> None:
+        """Hand over a desired document, not yet verified."""
+
+
+class Transport(Protocol):
+    """The way to the fleet manager: MQTT now, IoT Hub beside it. Delivery is at least once.
+
+    `publish_*` return at once; `done` is called with True once the other side holds the message,
+    with False if the connection broke before that: the caller publishes again.
+    """
+
+    def start(self, events: TransportEvents) -> None:
+        """Connect, and stay connected until `stop`, with jittered back-off."""
+
+    def request_desired(self, have: int) -> None:
+        """Ask for the desired document; `have` is the newest accepted counter."""
+
+    def publish_reported(self, sealed: bytes, done: Callable[[bool], None]) -> None:
+        """Publish the sealed reported document."""
+
+    def publish_batch(self, stream: str, sealed: bytes, done: Callable[[bool], None]) -> None:
+        """Publish a sealed batch of one stream."""
+
+    def stop(self) -> None:
+        """Say goodbye (presence) and disconnect."""
+
+
+class DeviceReport(msgspec.Struct, frozen=True):
+    """What probing an accelerator found; `why_not` says in a sentence why it is not usable."""
+
+    name: str
+    kind: str
+    usable: bool
+    why_not: str = ""
+    driver: str = ""
+    memory_mb: int = 0
+    detail: Mapping[str, Any] = {}
+
+
+class Session(Protocol):
+    """A model, loaded. Lives in a worker process alone."""
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return every output by name.
+
+        Raises:
+            ValueError: An input does not fit the model.
+            RuntimeError: The runtime failed.
+        """
+
+
+class Runtime(Protocol):
+    """Something that executes models of one format, for example onnxruntime."""
+
+    name: str
+
+    def version(self) -> str:
+        """Return the runtime's version."""
+
+    def open(
+        self,
+        spec: ModelSpec,
+        files: Sequence[int],
+        provider_options: Mapping[str, Mapping[str, str]],
+    ) -> Session:
+        """Load a model from descriptors of verified blobs, in the order of `spec.files`.
+
+        Args:
+            spec: What to load.
+            files: Open descriptors, positioned anywhere; the callee does not close them.
+            provider_options: Execution provider name to its options, in order of preference.
+
+        Raises:
+            RuntimeError: The model cannot be loaded.
+        """
+
+
+class Accelerator(Protocol):
+    """One physical device or region that models run on."""
+
+    kind: str
+
+    def probe(self) -> DeviceReport:
+        """Look whether it is there and usable; never raises."""
+
+    def compatible(self, spec: ModelSpec) -> str:
+        """Return '' if `spec` can run here, else a sentence that says why not."""
+
+    def providers(self, spec: ModelSpec) -> Mapping[str, Mapping[str, str]]:
+        """Return the execution providers to open `spec` with, and their options."""
+
+    def reserve(self, spec: ModelSpec) -> str:
+        """Return a slot for `spec`.
+
+        Raises:
+            UnavailableError: Nothing is free; the message says what would have to go.
+        """
+
+    def program(self, slot: str, spec: ModelSpec, files: Sequence[int]) -> None:
+        """Bring the slot's hardware to the state that `spec` needs; nothing to do on a CPU."""
+
+    def release(self, slot: str) -> None:
+        """Give the slot back."""
+
+    def state(self, slot: str) -> str:
+        """Return `free`, `reserved`, `programming`, `operating` or `error`."""
