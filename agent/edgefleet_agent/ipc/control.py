@@ -135,7 +135,7 @@ class DigestStats(msgspec.Struct, frozen=True):
     """Cumulative counters of one digest since it was loaded into this gateway.
 
     `requests` were answered 200; `nonfinite` of them held NaN or infinity. `latency` is the whole
-    request in the gateway, `compute` the worker's run; both are `edgefleet_shared.histogram` counts.
+    request in the gateway, `compute` the worker's run: `edgefleet_shared.histogram` counts.
     `max_gap_us` is the longest time between two answers of the model since the last `Stats`.
     """
 
