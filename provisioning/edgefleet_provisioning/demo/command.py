@@ -1,0 +1,176 @@
+"""The `edgefleet demo` command."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from edgefleet_provisioning.demo.narrator import Narrator
+from edgefleet_provisioning.demo.processes import is_running
+from edgefleet_shared.errors import EdgeFleetError, InvalidInputError
+
+KEPT = Path("edgefleet-demo")
+PIDS = "pids.json"
+NEEDED = ("edgefleet_agent", "edgefleet_cloud", "onnxruntime", "skl2onnx", "sklearn")
+
+
+def demo(
+    devices: Annotated[int, typer.Option(min=2, max=32, help="How many agents to start.")] = 3,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave the fleet running; print how to reach it.")
+    ] = False,
+    stop: Annotated[
+        bool, typer.Option("--stop", help="End a fleet that --keep left running.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object as the last line of output.")
+    ] = False,
+) -> None:
+    """Watch three model versions travel from training to inference and back, on real parts."""
+    if stop:
+        _stop_kept(KEPT)
+        return
+    _check_installed()
+    folder = _make_folder(keep=keep)
+    narrator = Narrator(to_stderr=as_json)
+    signal.signal(signal.SIGTERM, _interrupt)
+    done = False
+    # Imported late: training needs half a second of imports that no other command should pay.
+    from edgefleet_provisioning.demo.fleet import Fleet
+    from edgefleet_provisioning.demo.story import Story
+
+    fleet = Fleet(folder, devices, narrator)
+    story = Story(fleet, narrator)
+    try:
+        result = story.tell()
+        done = True
+    finally:
+        story.stop_listening()
+        if not (keep and done):
+            fleet.processes.end_all()
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
+    _show(narrator, result)
+    if keep:
+        _explain(narrator, fleet)
+    if as_json:
+        typer.echo(json.dumps(result, separators=(",", ":")))
+
+
+def _check_installed() -> None:
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InvalidInputError(
+            f"The demo needs {', '.join(missing)}, which is not installed.",
+            code="demo_incomplete",
+            hint="Install edgefleet with its extra: pip install 'edgefleet[demo]'.",
+        )
+
+
+def _make_folder(*, keep: bool) -> Path:
+    """Return the demo's folder; short, because a Unix socket's path holds 107 bytes."""
+    if not keep:
+        return Path(tempfile.mkdtemp(prefix="edgefleet-"))
+    folder = KEPT.resolve()
+    if folder.exists():
+        raise InvalidInputError(
+            f"{folder} exists: an earlier demo was kept.",
+            code="exists",
+            hint="End it with `edgefleet demo --stop`, then try again.",
+        )
+    if len(str(folder)) > 70:
+        raise InvalidInputError(
+            f"{folder} is too long a path for Unix sockets.",
+            code="path_too_long",
+            hint="Change to a folder with a shorter path and try again.",
+        )
+    folder.mkdir()
+    return folder
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _show(narrator: Narrator, result: dict[str, Any]) -> None:
+    table = Table(title="What happened")
+    for column in ("rollout", "state", "succeeded", "rolled back", "untouched", "seconds"):
+        table.add_column(column)
+    for rollout in result["rollouts"]:
+        table.add_row(
+            f"{rollout['model']} {rollout['version']}",
+            rollout["state"],
+            *(
+                str(rollout[key])
+                for key in (
+                    "devices_succeeded", "devices_rolled_back", "devices_untouched", "seconds",
+                )
+            ),
+        )  # fmt: skip
+    narrator.table(table)
+    asked, swap, back = result["inference"], result["swap"], result["rollback"]
+    narrator.note(
+        f"{asked['requests']} requests, {asked['failed']} failed; accuracy on held-out digits "
+        f"{asked['accuracy_1']} -> {asked['accuracy_2']}.\n"
+        f"Swap 1.0.0 -> 2.0.0 under load: {swap['failed']} of {swap['requests']} failed, p99 "
+        f"{swap['p99_ms_before']} -> {swap['p99_ms_during']} ms, longest gap "
+        f"{swap['longest_gap_ms']} ms.\n"
+        f"{back['from']} went back to {back['to']} by itself after {back['seconds']} s "
+        f"({back['trigger']}). Whole story: {result['seconds']} s."
+    )
+
+
+def _explain(narrator: Narrator, fleet: Any) -> None:
+    (fleet.folder / PIDS).write_text(json.dumps(fleet.processes.pids()))
+    name = fleet.names[0]
+    narrator.note(
+        f"\nThe fleet runs on in {fleet.folder}:\n"
+        f"  API     {fleet.ready['api']}/v1   (token: fleet/online/admin.token)\n"
+        f"  broker  {fleet.ready['broker']}\n"
+        + "".join(f"  {n:<7} http://{fleet.infer_address(n)}/v2\n" for n in fleet.names)
+        + "Try next:\n"
+        f"  export EDGEFLEET_FLEET={fleet.folder / 'fleet'}\n"
+        "  edgefleet status\n"
+        "  edgefleet events --follow\n"
+        f"  edgefleet device history {name}\n"
+        f"  curl http://{fleet.infer_address(name)}/v2/models/digits\n"
+        "  edgefleet demo --stop"
+    )
+
+
+def _stop_kept(folder: Path) -> None:
+    """End what `--keep` left, agents before the fleet manager, and remove its folder."""
+    try:
+        pids: dict[str, int] = json.loads((folder / PIDS).read_text())
+    except FileNotFoundError:
+        raise InvalidInputError(
+            f"No kept demo in {folder.resolve()}.",
+            code="not_found",
+            hint="Run `edgefleet demo --stop` where `edgefleet demo --keep` was run.",
+        ) from None
+    ours = [pid for pid in reversed(pids.values()) if is_running(pid)]
+    for pid in ours:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + 15.0
+    while any(is_running(pid) for pid in ours):
+        if time.monotonic() > deadline:
+            raise EdgeFleetError(
+                f"Some of {ours} do not end.", code="demo_process", hint="End them by hand."
+            )
+        time.sleep(0.05)
+    shutil.rmtree(folder)
+    sys.stdout.write(f"Ended {', '.join(pids)}; removed {folder}.\n")
