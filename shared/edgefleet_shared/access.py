@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import base64
 import binascii
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from securesystemslib.signer import Key, Signer
 
 from edgefleet_shared import dsse, strict_json
 from edgefleet_shared.errors import InvalidInputError, TrustError
 from edgefleet_shared.messages import ACCESS_TYPE, Access
-from edgefleet_shared.trust import format_time, parse_time
+from edgefleet_shared.times import format_time, parse_time
 
 SCHEME = "DSSE"
 MAX_BYTES = 4096
+MAX_LIFE = timedelta(days=1)
 
 
 def header(fleet: str, device: str, expires: datetime, signer: Signer) -> str:
@@ -35,17 +36,24 @@ def check_header(value: str, fleet: str, key: Key, now: datetime) -> str:
 
     Raises:
         InvalidInputError: Not such a header.
-        TrustError: Not signed by `key`, for another fleet or device, or expired.
+        TrustError: Not signed by `key`, for another fleet or device, expired, or valid for longer
+            than a day.
     """
-    claimed, _, token = value.removeprefix(f"{SCHEME} ").partition(".")
+    scheme, _, rest = value.partition(" ")
+    claimed, _, token = rest.partition(".")
+    if scheme != SCHEME:
+        raise InvalidInputError(f"The Authorization header is not of scheme {SCHEME}.")
     try:
-        sealed = base64.urlsafe_b64decode(token)
+        sealed = base64.b64decode(token, altchars=b"-_", validate=True)
     except (ValueError, binascii.Error) as error:
         raise InvalidInputError("The Authorization header is not base64url.") from error
     body = dsse.open_sealed(sealed, ACCESS_TYPE, key)
     access = strict_json.decode(body, Access, max_bytes=MAX_BYTES, what="access statement")
     if access.fleet != fleet or access.device != claimed:
         raise TrustError("The access statement is for somebody else.", code="wrong_device")
-    if parse_time(access.expires) <= now:
+    expires = parse_time(access.expires)
+    if expires <= now:
         raise TrustError("The access statement has expired.", code="expired")
+    if expires - now > MAX_LIFE:
+        raise TrustError("The access statement is valid for too long.", code="lifetime")
     return access.device

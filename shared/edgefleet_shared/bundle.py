@@ -1,7 +1,7 @@
 """All TUF files that a device may lack, as one small message; what is absent does not exist.
 
-A bundle travels alike by MQTT, HTTP and USB stick: zlib over JSON {file name: base64}. `fetcher()`
-makes it a repository that python-tuf's updater can read.
+A bundle travels alike by MQTT, HTTP and USB stick: zlib over JSON {file name: base64}.
+`BundleFetcher` makes it a repository that python-tuf's updater can read.
 """
 
 from __future__ import annotations
@@ -37,8 +37,10 @@ def decode(data: bytes) -> dict[str, bytes]:
     inflater = zlib.decompressobj()
     try:
         text = inflater.decompress(data, MAX_BYTES)
-        if inflater.unconsumed_tail or not inflater.eof:
+        if inflater.unconsumed_tail:
             raise InvalidInputError("The bundle inflates beyond 4 MiB.", code="bundle_too_large")
+        if not inflater.eof or inflater.unused_data:
+            raise InvalidInputError("The bundle is cut short or too long.", code="malformed")
         document = strict_json.decode(text, dict[str, str], max_bytes=MAX_BYTES, what="bundle")
         files = {name: base64.b64decode(body, validate=True) for name, body in document.items()}
     except (zlib.error, ValueError) as error:

@@ -11,8 +11,11 @@ import uuid
 from edgefleet_shared.errors import InvalidInputError
 
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+# [0-9] and not \d, which takes the digits of every script; semver.org's grammar, with lengths.
+_NUMBER = r"(?:0|[1-9][0-9]{0,5})"
+_LABEL = r"[0-9A-Za-z-]+"
 VERSION = re.compile(
-    r"(?:0|[1-9]\d{0,5})\.(?:0|[1-9]\d{0,5})\.(?:0|[1-9]\d{0,5})(?:-[0-9A-Za-z.-]{1,32})?"
+    rf"{_NUMBER}\.{_NUMBER}\.{_NUMBER}(?:-(?=.{{1,32}}\Z){_LABEL}(?:\.{_LABEL})*)?"
 )
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 

@@ -6,14 +6,14 @@ reads it here, without numpy, so that no process with keys needs an array librar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
 
 from edgefleet_shared import strict_json
 from edgefleet_shared.errors import InvalidInputError
-from edgefleet_shared.package import Datatype
+from edgefleet_shared.manifest import Datatype
 
 MAX_HEADER_BYTES = 1 << 20
 
@@ -45,9 +45,11 @@ def encode(tensors: Mapping[str, RawTensor]) -> bytes:
     """Return the file's bytes; tensors stand in the mapping's order, the header padded to 8.
 
     Raises:
-        InvalidInputError: A datatype that the format does not have (BYTES).
+        InvalidInputError: A datatype that the format does not have (BYTES), or data that does not
+            fill the shape.
     """
     header: dict[str, _Entry] = {}
+    parts: list[bytes] = []
     offset = 0
     for name, tensor in tensors.items():
         if tensor.datatype not in _NAMES:
@@ -55,25 +57,25 @@ def encode(tensors: Mapping[str, RawTensor]) -> bytes:
                 f"Tensor {name!r} is {tensor.datatype}, which a safetensors file cannot hold.",
                 code="golden_datatype",
             )
-        end = offset + len(tensor.data)
-        header[name] = _Entry(_NAMES[tensor.datatype], list(tensor.shape), (offset, end))
+        part = bytes(tensor.data)
+        dtype = _NAMES[tensor.datatype]
+        if len(part) != _nbytes(tensor.shape, DTYPES[dtype][1], len(part)):
+            raise InvalidInputError(f"Tensor {name!r} does not fit its bytes.", code="malformed")
+        end = offset + len(part)
+        header[name] = _Entry(dtype, list(tensor.shape), (offset, end))
+        parts.append(part)
         offset = end
     text = msgspec.json.encode(header)
     text += b" " * (-len(text) % 8)
-    return b"".join(
-        [
-            len(text).to_bytes(8, "little"),
-            text,
-            *(bytes(tensor.data) for tensor in tensors.values()),
-        ]
-    )
+    return b"".join([len(text).to_bytes(8, "little"), text, *parts])
 
 
 def decode(data: bytes | memoryview) -> dict[str, RawTensor]:
     """Return the tensors as views into `data`.
 
     Raises:
-        InvalidInputError: The header, an offset, a dtype or a size does not hold.
+        InvalidInputError: The header, an offset, a dtype or a size does not hold, or the tensors do
+            not fill the file without a hole or an overlap.
     """
     view = memoryview(data)
     length = int.from_bytes(view[:8], "little")
@@ -87,23 +89,40 @@ def decode(data: bytes | memoryview) -> dict[str, RawTensor]:
     )
     header.pop("__metadata__", None)
     body = view[8 + length :]
-    return {name: _tensor(name, fields, body) for name, fields in header.items()}
+    read = {name: _tensor(name, fields, body) for name, fields in header.items()}
+    end = 0
+    for begin, after in sorted(span for _, span in read.values()):
+        if begin != end:
+            raise InvalidInputError("The tensors overlap or leave a hole.", code="malformed")
+        end = after
+    if end != len(body):
+        raise InvalidInputError("The file holds bytes of no tensor.", code="malformed")
+    return {name: tensor for name, (tensor, _) in read.items()}
 
 
-def _tensor(name: str, fields: dict[str, object], body: memoryview) -> RawTensor:
+def _nbytes(shape: Sequence[int], width: int, most: int) -> int:
+    """Return a tensor's size in bytes, or -1 if it is negative or beyond `most`."""
+    if min(shape, default=0) < 0:
+        return -1
+    if 0 in shape:
+        return 0
+    size = width
+    for dimension in shape:
+        size *= dimension
+        if size > most:  # now, before a header of long shapes multiplies for minutes
+            return -1
+    return size
+
+
+def _tensor(
+    name: str, fields: dict[str, object], body: memoryview
+) -> tuple[RawTensor, tuple[int, int]]:
     try:
         entry = msgspec.convert(fields, _Entry)
         datatype, width = DTYPES[entry.dtype]
     except (msgspec.ValidationError, KeyError) as error:
         raise InvalidInputError(f"Tensor {name!r}: {error}.", code="malformed") from error
     begin, end = entry.data_offsets
-    count = 1
-    for dimension in entry.shape:
-        count *= dimension
-    if (
-        min([begin, *entry.shape], default=0) < 0
-        or not begin <= end <= len(body)
-        or end - begin != count * width
-    ):
+    if not 0 <= begin <= end <= len(body) or end - begin != _nbytes(entry.shape, width, len(body)):
         raise InvalidInputError(f"Tensor {name!r} does not fit its bytes.", code="malformed")
-    return RawTensor(datatype, tuple(entry.shape), body[begin:end])
+    return RawTensor(datatype, tuple(entry.shape), body[begin:end]), (begin, end)

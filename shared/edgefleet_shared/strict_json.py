@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, NoReturn, TypeVar
 
 import msgspec
@@ -12,6 +13,9 @@ from edgefleet_shared.errors import InvalidInputError
 T = TypeVar("T")
 MAX_INT = 2**53 - 1  # beyond it, languages disagree on the value
 MAX_DEPTH = 32
+
+# A bracket, or a string, skipped whole; possessive, so that no text makes it go back.
+_TOKENS = re.compile(r'[\[{]|[\]}]|"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 
 
 def decode(data: bytes, kind: type[T], *, max_bytes: int, what: str) -> T:
@@ -24,15 +28,17 @@ def decode(data: bytes, kind: type[T], *, max_bytes: int, what: str) -> T:
         what: The document's name, for the message.
 
     Raises:
-        InvalidInputError: Too long, not JSON, duplicate keys, NaN, an integer beyond 2^53, a lone
-            surrogate, nested deeper than 32, or not of the shape of `kind`.
+        InvalidInputError: Too long, not UTF-8, not JSON, duplicate keys, NaN, an integer beyond
+            2^53, a lone surrogate, nested deeper than 32, or not of the shape of `kind`.
     """
     if len(data) > max_bytes:
         raise _bad(what, f"it has {len(data)} bytes and may have {max_bytes}")
-    _check_depth(data, what)
     try:
+        # json.loads would take UTF-16 and surrogates in bytes; text it takes as it is.
+        text = data.decode()
+        _check_depth(text)
         tree = json.loads(
-            data,
+            text,
             object_pairs_hook=_no_duplicates,
             parse_constant=_refuse,
             parse_int=_small_int,
@@ -53,26 +59,18 @@ def _bad(what: str, why: str) -> InvalidInputError:
     return InvalidInputError(f"The {what} cannot be read: {why}.", code="malformed")
 
 
-def _check_depth(data: bytes, what: str) -> None:
+def _check_depth(text: str) -> None:
     """Refuse deep nesting before the parser recurses; brackets in strings do not count."""
-    if data.count(b"[") + data.count(b"{") <= MAX_DEPTH:
+    if text.count("[") + text.count("{") <= MAX_DEPTH:
         return
-    depth, in_string, escaped = 0, False, False
-    for byte in data:
-        if in_string:
-            if escaped:
-                escaped = False
-            elif byte == 0x5C:
-                escaped = True
-            elif byte == 0x22:
-                in_string = False
-        elif byte == 0x22:
-            in_string = True
-        elif byte in b"[{":
+    depth = 0
+    for token in _TOKENS.finditer(text):
+        first = text[token.start()]
+        if first in "[{":
             depth += 1
             if depth > MAX_DEPTH:
-                raise _bad(what, f"it is nested deeper than {MAX_DEPTH}")
-        elif byte in b"]}":
+                raise ValueError(f"it is nested deeper than {MAX_DEPTH}")
+        elif first in "]}":
             depth -= 1
 
 

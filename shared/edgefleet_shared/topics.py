@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from edgefleet_shared.identifiers import NAME
+
 ROOT = "f1"
 
 
@@ -69,5 +71,7 @@ def parse(topic: str) -> Topic | None:
     """Return the parts of one of our topics, or None for anything else."""
     parts = topic.split("/", 4)
     if len(parts) < 4 or parts[0] != ROOT or parts[2] not in {"dn", "up"}:
+        return None
+    if not NAME.fullmatch(parts[1]):
         return None
     return Topic(parts[1], parts[2], parts[3], parts[4] if len(parts) == 5 else "")

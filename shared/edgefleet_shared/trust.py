@@ -15,8 +15,21 @@ from tuf.api.metadata import TargetFile, Targets
 
 from edgefleet_shared import dsse, strict_json
 from edgefleet_shared.errors import InvalidInputError, TrustError
+from edgefleet_shared.identifiers import check_digest, check_name, check_version
 from edgefleet_shared.messages import ASSIGNMENT_TYPE, Assignment, SlotAssignment
 from edgefleet_shared.package import target_path
+from edgefleet_shared.times import format_time, parse_time
+
+__all__ = [
+    "DIRECTOR_PATHS",
+    "DIRECTOR_ROLE",
+    "MAX_COUNTER_JUMP",
+    "DeviceIdentity",
+    "check_agreement",
+    "format_time",
+    "open_assignment",
+    "parse_time",
+]
 
 DIRECTOR_ROLE = "director"
 DIRECTOR_PATHS = ["assignments/*"]
@@ -45,7 +58,8 @@ def open_assignment(
         now: The device's time, never below its time floor.
 
     Raises:
-        InvalidInputError: Not an envelope or not an assignment (code `malformed`).
+        InvalidInputError: Not an envelope or not an assignment (code `malformed`), or a slot that
+            cannot be (`malformed`, `invalid_name`, `invalid_version`, `invalid_digest`).
         TrustError: code `payload_type`, `signature`, `wrong_fleet`, `wrong_device`, `wrong_key`,
             `replayed`, `fast_forward` or `expired`.
     """
@@ -62,10 +76,7 @@ def open_assignment(
     _check_addressee(assignment, me)
     _check_freshness(assignment, floor, now)
     for name, slot in assignment.slots.items():
-        if name != slot.model:
-            raise InvalidInputError(
-                f"Slot {name!r} names the model {slot.model!r}.", code="malformed"
-            )
+        _check_slot(name, slot)
     return assignment
 
 
@@ -86,41 +97,31 @@ def check_agreement(slot: SlotAssignment, target: TargetFile | None, floor: int)
             f"No publisher has signed {slot.model} {slot.version}.", code="not_in_catalog"
         )
     custom = target.custom or {}
-    catalog = (
-        "sha256:" + target.hashes.get("sha256", ""),
-        target.length,
-        custom.get("release_counter"),
-    )
-    if catalog != (slot.manifest, slot.size, slot.release_counter):
+    counters = (custom.get("release_counter"), custom.get("security_floor", 0))
+    catalog = ("sha256:" + target.hashes.get("sha256", ""), target.length, counters[0])
+    if catalog != (slot.manifest, slot.size, slot.release_counter) or not all(
+        type(counter) is int
+        for counter in counters  # 1 == 1.0 == True, but not in every language
+    ):
         raise TrustError(
             f"The catalog and the assignment disagree about {slot.model} {slot.version}.",
             code="disagree",
         )
-    if slot.release_counter < max(floor, int(custom.get("security_floor", 0))):
+    if slot.release_counter < max(floor, custom.get("security_floor", 0)):
         raise TrustError(
             f"{slot.model} {slot.version} is below the publisher's security floor.",
             code="below_security_floor",
         )
 
 
-def parse_time(text: str) -> datetime:
-    """Return an RFC 3339 UTC time.
-
-    Raises:
-        InvalidInputError: Not a time, or not in UTC.
-    """
-    try:
-        value = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise InvalidInputError(f"{text[:40]!r} is not a time.", code="malformed") from error
-    if value.utcoffset() is None or value.utcoffset():
-        raise InvalidInputError(f"{text[:40]!r} is not in UTC.", code="malformed")
-    return value
-
-
-def format_time(value: datetime) -> str:
-    """Return a UTC time as RFC 3339 with milliseconds and `Z`."""
-    return value.strftime("%Y-%m-%dT%H:%M:%S.") + f"{value.microsecond // 1000:03d}Z"
+def _check_slot(name: str, slot: SlotAssignment) -> None:
+    """Check what will be part of a path; nobody but the catalog can check the rest."""
+    if name != slot.model:
+        raise InvalidInputError(f"Slot {name[:80]!r} names another model.", code="malformed")
+    check_name(name, "slot")
+    if slot.mode == "run":
+        check_version(slot.version)
+        check_digest(slot.manifest)
 
 
 def _check_addressee(assignment: Assignment, me: DeviceIdentity) -> None:

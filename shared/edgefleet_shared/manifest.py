@@ -1,0 +1,130 @@
+"""The types of a package manifest; `package` reads and writes it, `manifest_rules` checks it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from edgefleet_shared.errors import InvalidInputError
+
+Role = Literal["onnx", "onnx_external", "tflite", "labels", "json", "golden"]
+"""What a file is for. Python, pickles, shared objects and archives have no role."""
+
+Datatype = Literal[
+    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",
+    "FP16", "FP32", "FP64", "BYTES",
+]  # fmt: skip
+"""Element types, by their names in the Open Inference Protocol v2."""
+
+
+class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One input or output: OIP name, datatype and shape; -1 marks a dimension that varies."""
+
+    name: str
+    datatype: Datatype
+    shape: list[int]
+
+
+class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One blob: its path in the package, digest, size in bytes and role."""
+
+    path: str
+    digest: str
+    size: int
+    role: Role
+    media_type: str = "application/octet-stream"
+    license: str = ""
+
+
+class RuntimeNeed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What executes the variant: runtime name, lowest version, providers by preference, opsets."""
+
+    name: Literal["onnxruntime", "litert", "container"]
+    min_version: str = ""
+    providers: list[str] = []
+    opsets: dict[str, int] = {}
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the variant may take: resident memory in MB, seconds to load and prove, disk in MB."""
+
+    memory_mb: int = 1024
+    load_s: int = 60
+    disk_mb: int = 4096
+
+
+class Golden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Golden vectors: the path of a safetensors file and the tolerances of its comparison.
+
+    The file's tensors are named `<case>.input.<name>` and `<case>.output.<name>`, case = 0, 1, ...;
+    each case is one call. An output agrees if |got - want| <= atol + rtol * |want|; integers, bools
+    and bytes must be equal.
+    """
+
+    path: str
+    cases: int
+    rtol: float = 1e-3
+    atol: float = 1e-4
+
+
+class ReferenceHistogram(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Training distribution of one input feature, for drift.
+
+    `edges` has n ascending values; `counts` has n + 2: below the first edge, between each pair
+    (left-closed), at or above the last, and not a number.
+    """
+
+    tensor: str
+    feature: int
+    edges: list[float]
+    counts: list[int]
+
+
+class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One build of the model for some hardware; `hardware` holds exact strings, `*` fits any."""
+
+    id: str
+    hardware: list[str]
+    accelerator: Literal["cpu", "gpu", "fpga", "npu"]
+    runtime: RuntimeNeed
+    files: list[FileEntry]
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+    limits: Limits = Limits()
+    golden: Golden | None = None
+    session_options: dict[str, int | str | bool] = {}
+
+    def file(self, role: Role) -> FileEntry:
+        """Return the only file of a role.
+
+        Raises:
+            InvalidInputError: There is none, or more than one.
+        """
+        found = [entry for entry in self.files if entry.role == role]
+        if len(found) != 1:
+            raise InvalidInputError(
+                f"Variant {self.id!r} has {len(found)} files of role {role!r} and needs one.",
+                code="manifest_files",
+            )
+        return found[0]
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A model version, whole. `release_counter` only grows; `security_floor` forbids what is older.
+
+    `created` is RFC 3339 UTC; `license` an SPDX expression.
+    """
+
+    schema: Literal[1]
+    name: str
+    version: str
+    release_counter: int
+    security_floor: int
+    created: str
+    variants: list[Variant]
+    license: str = ""
+    description: str = ""
+    labels: list[str] = []
+    reference: list[ReferenceHistogram] = []
+    provenance: dict[str, str] = {}

@@ -1,0 +1,156 @@
+"""What the manifest's types cannot say: names, paths, counters, options, and how parts agree."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from math import inf
+
+from edgefleet_shared.errors import InvalidInputError
+from edgefleet_shared.identifiers import check_digest, check_name, check_version
+from edgefleet_shared.manifest import (
+    FileEntry,
+    Golden,
+    Manifest,
+    ReferenceHistogram,
+    TensorSpec,
+    Variant,
+)
+from edgefleet_shared.times import parse_time
+
+MAX_FILES = 256
+PATH_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-/")
+
+SESSION_OPTIONS = frozenset({
+    "intra_op_num_threads", "inter_op_num_threads", "enable_cpu_mem_arena", "enable_mem_pattern",
+    "graph_optimization_level", "execution_mode",
+})  # fmt: skip
+"""Session options that a package may set. Anything that names a path or loads code is not here."""
+
+
+def check_manifest(manifest: Manifest) -> None:
+    """Check what types cannot say: names, paths, counters, options, references between parts.
+
+    Raises:
+        InvalidInputError: With the first rule that is broken.
+    """
+    check_name(manifest.name, "model")
+    check_version(manifest.version)
+    parse_time(manifest.created)
+    if manifest.release_counter < 1 or not 0 <= manifest.security_floor <= manifest.release_counter:
+        raise InvalidInputError(
+            "The counters must keep 1 <= release_counter and 0 <= security_floor <= "
+            "release_counter.",
+            code="manifest_counters",
+        )
+    if not manifest.variants or len({v.id for v in manifest.variants}) != len(manifest.variants):
+        raise InvalidInputError(
+            "A manifest needs at least one variant, each with its own id.",
+            code="manifest_variants",
+        )
+    for variant in manifest.variants:
+        _check_variant(variant)
+    for reference in manifest.reference:
+        _check_reference(reference)
+    files = {entry for variant in manifest.variants for entry in variant.files}
+    if len({entry.digest for entry in files}) != len({(e.digest, e.size) for e in files}):
+        raise InvalidInputError("One digest has two sizes.", code="manifest_files")
+
+
+def check_path(path: str) -> None:
+    """Check a file path of a package.
+
+    Raises:
+        InvalidInputError: Absolute, hidden, `..`, empty part, foreign character or over 200 long.
+    """
+    parts = path.split("/")
+    if (
+        not 1 <= len(path) <= 200
+        or not PATH_CHARACTERS.issuperset(path)
+        or any(not part or part.startswith(".") for part in parts)
+    ):
+        raise InvalidInputError(
+            f"{path[:80]!r} cannot be a path in a package.",
+            code="manifest_path",
+            hint="Use A-Z a-z 0-9 . _ - and /, no part empty or starting with a dot.",
+        )
+
+
+def _check_variant(variant: Variant) -> None:
+    check_name(variant.id, "variant")
+    if not variant.hardware or not variant.inputs or not variant.outputs:
+        raise InvalidInputError(
+            f"Variant {variant.id!r} needs hardware, inputs and outputs.", code="manifest_variants"
+        )
+    if not 1 <= len(variant.files) <= MAX_FILES:
+        raise InvalidInputError(
+            f"Variant {variant.id!r} has {len(variant.files)} files; 1 to {MAX_FILES} are allowed.",
+            code="manifest_files",
+        )
+    for entry in variant.files:
+        check_path(entry.path)
+        check_digest(entry.digest)
+        if entry.size < 0:
+            raise InvalidInputError(f"{entry.path} has a negative size.", code="manifest_files")
+    if len({entry.path.lower() for entry in variant.files}) != len(variant.files):
+        raise InvalidInputError(
+            f"Two paths of variant {variant.id!r} are the same but for case.", code="manifest_path"
+        )
+    for tensors in (variant.inputs, variant.outputs):
+        _check_tensors(variant.id, tensors)
+    limits = variant.limits
+    if min(limits.memory_mb, limits.load_s, limits.disk_mb) < 1:
+        raise InvalidInputError(
+            f"The limits of variant {variant.id!r} must be positive.", code="manifest_limits"
+        )
+    if foreign := set(variant.session_options) - SESSION_OPTIONS:
+        raise InvalidInputError(
+            f"A package may not set the session option {min(foreign)!r}.",
+            code="manifest_session_option",
+            hint=f"Allowed: {', '.join(sorted(SESSION_OPTIONS))}.",
+        )
+    if variant.golden:
+        _check_golden(variant.golden, variant.files)
+
+
+def _check_golden(golden: Golden, files: list[FileEntry]) -> None:
+    if golden.path not in {entry.path for entry in files if entry.role == "golden"}:
+        raise InvalidInputError(
+            f"The golden file {golden.path!r} is not among the variant's files of that role.",
+            code="manifest_golden",
+        )
+    if golden.cases < 1 or not 0 <= golden.rtol < inf or not 0 <= golden.atol < inf:
+        raise InvalidInputError(
+            "Golden vectors need at least one case, and tolerances that are not negative.",
+            code="manifest_golden",
+        )
+
+
+def _check_tensors(variant: str, tensors: list[TensorSpec]) -> None:
+    names = {tensor.name for tensor in tensors}
+    if len(names) != len(tensors) or "" in names:
+        raise InvalidInputError(
+            f"Inputs and outputs of variant {variant!r} need a name each, and each its own.",
+            code="manifest_tensors",
+        )
+    for tensor in tensors:
+        if min(tensor.shape, default=0) < -1:
+            raise InvalidInputError(
+                f"Tensor {tensor.name!r} has the shape {tensor.shape}; only -1 means any size.",
+                code="manifest_tensors",
+            )
+
+
+def _check_reference(reference: ReferenceHistogram) -> None:
+    edges, counts = reference.edges, reference.counts
+    if (
+        not edges
+        or reference.feature < 0
+        or len(counts) != len(edges) + 2
+        or min(counts) < 0
+        or not all(low < high for low, high in pairwise([-inf, *edges, inf]))
+    ):
+        raise InvalidInputError(
+            f"The reference histogram of {reference.tensor!r} feature {reference.feature} needs n "
+            "ascending edges and n + 2 counts.",
+            code="manifest_reference",
+        )
