@@ -1,0 +1,72 @@
+"""The fleet manager's refusals (RFC 9457) as errors that say what to do next. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from edgefleet_provisioning.errors import NotFoundError, RefusedError, UnreachableError
+from edgefleet_shared.errors import EdgeFleetError, InvalidInputError
+
+HINTS = {
+    401: "Give an API token: --token, EDGEFLEET_TOKEN, or --fleet DIR with its client.toml.",
+    403: "The token may not do this; use another one.",
+    404: "Check the name; the `list` command of the same kind shows what there is.",
+    412: "Somebody changed it meanwhile; look at it again and repeat.",
+    413: "Send less.",
+    429: "Wait a moment and repeat.",
+    500: "The server's log has the details under the request id.",
+}
+KINDS: Mapping[int, type[EdgeFleetError]] = {
+    400: InvalidInputError,
+    404: NotFoundError,
+    413: InvalidInputError,
+    415: InvalidInputError,
+    422: InvalidInputError,
+    429: UnreachableError,
+    502: UnreachableError,
+    503: UnreachableError,
+    504: UnreachableError,
+}
+
+
+def to_error(status: int, body: bytes, what: str) -> EdgeFleetError:
+    """Return the error for an answer that is not 2xx.
+
+    Args:
+        status: HTTP status.
+        body: The answer's body, problem+json or anything else.
+        what: What was asked, for example `GET /v1/models`.
+    """
+    problem = _problem(body)
+    message = str(problem.get("detail") or problem.get("title") or "").strip()
+    if not message:
+        message = f"The server answered {what} with status {status}."
+    fields = problem.get("errors")
+    if isinstance(fields, list):
+        texts = [
+            f"{entry.get('field', '?')}: {entry.get('message', '')}"
+            for entry in fields
+            if isinstance(entry, dict)
+        ]
+        message = " ".join([message, *(f"{text.rstrip('.')}." for text in texts)])
+    hint = str(problem.get("hint") or HINTS.get(status, ""))
+    if status >= 500 and problem.get("request_id"):
+        hint = f"{hint} Request id: {problem['request_id']}.".strip()
+    code = str(problem.get("code") or f"http_{status}")
+    return KINDS.get(status, RefusedError)(message, code=code, hint=hint)
+
+
+def offset_of(body: bytes) -> int | None:
+    """Return the offset that a refused part of an upload should have had."""
+    offset = _problem(body).get("offset")
+    return offset if isinstance(offset, int) else None
+
+
+def _problem(body: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
