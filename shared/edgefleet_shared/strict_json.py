@@ -51,8 +51,17 @@ def decode(data: bytes, kind: type[T], *, max_bytes: int, what: str) -> T:
 
 
 def encode(document: Any) -> bytes:
-    """Encode a Struct or builtin as compact JSON, keys in the order of their declaration."""
-    return msgspec.json.encode(document)
+    """Encode a Struct or builtin as compact JSON, keys in the order of their declaration.
+
+    Raises:
+        InvalidInputError: Text holds a lone surrogate, as arguments that are not UTF-8 do.
+    """
+    try:
+        return msgspec.json.encode(document)
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(
+            f"A text cannot be written as JSON: {error}.", code="malformed"
+        ) from error
 
 
 def _bad(what: str, why: str) -> InvalidInputError:
