@@ -1,0 +1,1 @@
+"""The embedded broker, and the configuration of one that stands alone."""

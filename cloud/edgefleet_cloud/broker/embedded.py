@@ -1,0 +1,188 @@
+"""A broker on loopback that the fleet manager starts, watches and takes down with itself."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+from edgefleet_cloud.broker import mosquitto
+from edgefleet_cloud.broker.probe import accepts, free_port
+from edgefleet_shared.errors import UnavailableError
+
+Kind = Literal["auto", "mosquitto", "amqtt"]
+HOST = "127.0.0.1"
+READY_S = 20.0
+STOP_S = 5.0
+BACKOFF_S = (0.2, 10.0)
+
+log = logging.getLogger(__name__)
+
+
+class EmbeddedBroker:
+    """mosquitto if this machine has it, else amqtt, in a child process.
+
+    Args:
+        kind: Which one; `auto` prefers mosquitto.
+        data: Folder for its configuration, log and persistence; made if absent.
+        port: TCP port on 127.0.0.1, 0 for a free one.
+
+    Raises:
+        UnavailableError: Code `broker_missing`: the one asked for is not installed.
+    """
+
+    def __init__(self, kind: Kind, data: Path, port: int = 0) -> None:
+        self._data = data
+        self._port = port or free_port(HOST)
+        path = mosquitto.executable()
+        if kind == "auto":
+            kind = "mosquitto" if path else "amqtt"
+        self._kind = kind
+        if kind == "mosquitto" and path:
+            self._about = f"mosquitto {mosquitto.version(path)} on {HOST}:{self._port}"
+            self._command = [
+                sys.executable, "-m", "edgefleet_cloud.broker.tether", str(os.getpid()),
+                path, "-c", str(data / "mosquitto.conf"),
+            ]  # fmt: skip
+        elif kind == "amqtt" and importlib.util.find_spec("amqtt"):
+            self._about = (
+                f"amqtt {version('amqtt')} on {HOST}:{self._port} "
+                "(pure-Python broker: fine up to a few hundred devices)"
+            )
+            self._command = [
+                sys.executable, "-m", "edgefleet_cloud.broker.amqtt_child",
+                str(os.getpid()), str(self._port),
+            ]  # fmt: skip
+        else:
+            raise _missing(kind)
+        self._stopping = threading.Event()
+        self._up = threading.Event()
+        self._failure: UnavailableError | None = None
+        self._child: subprocess.Popen[bytes] | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def kind(self) -> str:
+        """Return `mosquitto` or `amqtt`."""
+        return self._kind
+
+    @property
+    def url(self) -> str:
+        """Return where clients connect."""
+        return f"mqtt://{HOST}:{self._port}"
+
+    @property
+    def pid(self) -> int | None:
+        """Return the child's process id, or None while there is none."""
+        child = self._child
+        return child.pid if child else None
+
+    def __str__(self) -> str:
+        return f"embedded broker: {self._about}"
+
+    def start(self) -> None:
+        """Start the broker and return once it answers an MQTT CONNECT.
+
+        Raises:
+            UnavailableError: Code `broker`: it did not answer within 20 s.
+        """
+        self._data.mkdir(parents=True, exist_ok=True)
+        if self._kind == "mosquitto":
+            text = mosquitto.loopback_config(self._port, self._data)
+            (self._data / "mosquitto.conf").write_text(text)
+        # One thread starts and watches: the kernel ends the child with the thread that made it.
+        self._thread = threading.Thread(target=self._watch, name="broker", daemon=True)
+        self._thread.start()
+        self._up.wait(READY_S + STOP_S)
+        if self._failure:
+            raise self._failure
+        log.info("%s", self)
+
+    def stop(self) -> None:
+        """End the broker; safe to call twice."""
+        self._stopping.set()
+        if self._thread:
+            self._thread.join(STOP_S * 2)
+
+    def _watch(self) -> None:
+        delay = BACKOFF_S[0]
+        while not self._stopping.is_set():
+            began = time.monotonic()
+            self._run_once()
+            if self._failure or self._stopping.is_set():
+                return
+            if time.monotonic() - began > BACKOFF_S[1]:
+                delay = BACKOFF_S[0]
+            log.warning("The embedded broker ended; it is started again in %.1f s.", delay)
+            self._stopping.wait(delay * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+            delay = min(delay * 2, BACKOFF_S[1])
+
+    def _run_once(self) -> None:
+        with (self._data / "broker.log").open("ab") as output:
+            child = subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        self._child = child
+        try:
+            ready = self._wait_ready(child)
+            if not ready and not self._up.is_set() and not self._stopping.is_set():
+                self._failure = self._not_ready()
+                return
+            self._up.set()
+            while child.poll() is None and not self._stopping.wait(0.1):
+                pass
+        finally:
+            self._up.set()
+            self._child = None
+            _end(child)
+
+    def _wait_ready(self, child: subprocess.Popen[bytes]) -> bool:
+        deadline = time.monotonic() + READY_S
+        while time.monotonic() < deadline and child.poll() is None:
+            if accepts(HOST, self._port):
+                return True
+            if self._stopping.wait(0.03):
+                break
+        return False
+
+    def _not_ready(self) -> UnavailableError:
+        said = (self._data / "broker.log").read_text(errors="replace").strip().splitlines()
+        return UnavailableError(
+            f"The embedded broker ({self._about}) does not answer.",
+            code="broker",
+            hint=f"It said: {said[-1] if said else 'nothing'} (all of it: "
+            f"{self._data / 'broker.log'}).",
+        )
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    child.terminate()
+    try:
+        child.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+
+
+def _missing(kind: str) -> UnavailableError:
+    how = {
+        "mosquitto": "Install it (apt-get install mosquitto), or set kind = 'amqtt'.",
+        "amqtt": "Install mosquitto, or amqtt with: pip install 'edgefleet-cloud[embedded-broker]'",
+    }
+    return UnavailableError(
+        f"The embedded broker should be {kind}, which is not installed.",
+        code="broker_missing",
+        hint=f"{how[kind]}, or give [broker] url in cloud.toml.",
+    )

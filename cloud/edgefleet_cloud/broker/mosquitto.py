@@ -1,0 +1,123 @@
+"""mosquitto's configuration, written from the same facts as the code that talks to it."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+from edgefleet_shared import topics
+
+MANAGER = "fleet-manager"
+"""Common name of the fleet manager's certificate; further processes are `fleet-manager-2` and on,
+because one certificate is one MQTT client."""
+
+# The default queue of 1000 messages silently drops what an offline consumer has not taken.
+_LIMITS = """\
+# The default of 1000 silently drops what an absent fleet manager has not taken.
+max_queued_messages 0
+max_inflight_messages 1000
+max_packet_size 1048576
+# A device that stays away longer is cleaned up; it asks for its documents when it is back.
+persistent_client_expiration 14d
+"""
+
+
+class MtlsPaths(NamedTuple):
+    """Where a broker with mutual TLS finds its files. An empty `crl`: no revocation list."""
+
+    ca: str = "/etc/edgefleet/broker/ca.crt"
+    cert: str = "/etc/edgefleet/broker/server.crt"
+    key: str = "/etc/edgefleet/broker/server.key"
+    crl: str = ""
+    acl: str = "/etc/edgefleet/broker/acl.txt"
+    data: str = "/var/lib/mosquitto"
+
+
+STANDARD_PATHS = MtlsPaths()
+
+
+def executable() -> str | None:
+    """Return the path of mosquitto, or None where there is none.
+
+    Debian puts it in /usr/sbin, which an ordinary user's PATH lacks.
+    """
+    return shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
+
+
+def version(path: str) -> str:
+    """Return the version that a mosquitto says it has, for example `2.0.11`, or `unknown`."""
+    said = subprocess.run([path, "-h"], capture_output=True, text=True, timeout=10, check=False)
+    found = re.search(r"version (\S+)", said.stdout + said.stderr)
+    return found.group(1) if found else "unknown"
+
+
+def loopback_config(port: int, data: Path) -> str:
+    """Return the embedded broker's configuration: this machine only, nobody else may connect.
+
+    Args:
+        port: TCP port on 127.0.0.1.
+        data: Folder of its persistence file; it must exist.
+    """
+    # As root, mosquitto would become a user who cannot write here.
+    user = f"user {pwd.getpwuid(0).pw_name}\n" if os.geteuid() == 0 else ""
+    return f"""\
+# Written by edgefleet-cloud at each start; edit cloud.toml instead.
+listener {port} 127.0.0.1
+allow_anonymous true
+{user}persistence true
+persistence_location {data}/
+autosave_interval 30
+log_dest stderr
+log_type error
+log_type warning
+{_LIMITS}"""
+
+
+def mtls_config(paths: MtlsPaths = STANDARD_PATHS, port: int = 8883) -> str:
+    """Return the configuration of a broker that knows each client by its certificate.
+
+    Args:
+        paths: Where its files lie.
+        port: TCP port on all interfaces.
+    """
+    crl = (
+        f"crlfile {paths.crl}\n"
+        if paths.crl
+        else "# crlfile /etc/edgefleet/broker/crl.pem    (kill -HUP reads it again)\n"
+    )
+    return f"""\
+# Printed by: edgefleet-cloud broker-config --kind mosquitto --mtls
+listener {port}
+cafile {paths.ca}
+certfile {paths.cert}
+keyfile {paths.key}
+{crl}require_certificate true
+# The certificate's common name is the user, and the user is the client id: without the second line
+# one device's certificate could take another device's session.
+use_identity_as_username true
+use_username_as_clientid true
+allow_anonymous false
+acl_file {paths.acl}
+persistence true
+persistence_location {paths.data}/
+autosave_interval 30
+{_LIMITS}"""
+
+
+def acl(managers: int = 1) -> str:
+    """Return the access list: a device reaches its own topics, the fleet manager all.
+
+    Args:
+        managers: How many fleet-manager certificates there are.
+    """
+    lines = ["# Printed by: edgefleet-cloud broker-config --kind mosquitto --mtls --acl"]
+    for number in range(1, managers + 1):
+        name = MANAGER if number == 1 else f"{MANAGER}-{number}"
+        lines += [f"user {name}", f"topic readwrite {topics.ROOT}/#", ""]
+    lines += [f"pattern {access} {pattern}" for access, pattern in topics.acl_patterns()]
+    return "\n".join(lines) + "\n"

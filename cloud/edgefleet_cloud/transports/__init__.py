@@ -1,0 +1,1 @@
+"""Ways to reach devices; each implements `ports.Transport`."""

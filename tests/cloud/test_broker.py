@@ -1,0 +1,272 @@
+"""The embedded broker, and mosquitto with certificates as images/ ships it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import paho.mqtt.client as paho
+import pytest
+
+from edgefleet_cloud.broker import command, mosquitto
+from edgefleet_cloud.broker.embedded import EmbeddedBroker
+from edgefleet_cloud.broker.mosquitto import MANAGER, MtlsPaths
+from edgefleet_cloud.broker.probe import accepts, free_port
+from edgefleet_cloud.transports.mqtt import MqttSettings, MqttTransport
+from edgefleet_shared import topics
+from edgefleet_shared.errors import InvalidInputError, UnavailableError
+from tests.cloud.certificates import Authority
+
+IMAGES = Path(__file__).parents[2] / "images" / "mosquitto"
+NEEDS_MOSQUITTO = (
+    pytest.mark.mosquitto,
+    pytest.mark.skipif(not mosquitto.executable(), reason="mosquitto is not installed"),
+)
+KINDS = pytest.mark.parametrize(
+    "kind", ["amqtt", pytest.param("mosquitto", marks=NEEDS_MOSQUITTO)]
+)
+
+
+def until(true: Callable[[], object], seconds: float = 15) -> None:
+    """Wait for a condition, with a deadline."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "did not come true"
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    """Return whether a process runs."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    # A zombie of an init that reaps late is dead for us.
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+@KINDS
+def test_it_answers_once_started_and_is_gone_once_stopped(kind: str, tmp_path: Path) -> None:
+    """`start` returns when an MQTT CONNECT is accepted, and says which broker runs where."""
+    broker = EmbeddedBroker(kind, tmp_path)
+    broker.start()
+    port = int(broker.url.rpartition(":")[2])
+    assert accepts("127.0.0.1", port)
+    assert str(broker).startswith(f"embedded broker: {kind} ")
+    assert f"127.0.0.1:{port}" in str(broker)
+    broker.stop()
+    assert not accepts("127.0.0.1", port)
+
+
+@KINDS
+def test_it_is_started_again_when_it_dies(kind: str, tmp_path: Path) -> None:
+    """A killed broker comes back on the same port."""
+    broker = EmbeddedBroker(kind, tmp_path)
+    broker.start()
+    port, first = int(broker.url.rpartition(":")[2]), broker.pid
+    assert first
+    os.kill(first, signal.SIGKILL)
+    until(lambda: broker.pid not in {first, None} and accepts("127.0.0.1", port))
+    broker.stop()
+
+
+@KINDS
+def test_it_ends_with_its_parent(kind: str, tmp_path: Path) -> None:
+    """A kill -9 of the fleet manager leaves no broker behind."""
+    program = (
+        "import sys, time; from pathlib import Path\n"
+        "from edgefleet_cloud.broker.embedded import EmbeddedBroker\n"
+        "broker = EmbeddedBroker(sys.argv[1], Path(sys.argv[2])); broker.start()\n"
+        "print(broker.pid, flush=True); time.sleep(60)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, kind, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout
+        child = int(parent.stdout.readline())
+        assert alive(child)
+        parent.kill()
+    until(lambda: not alive(child))
+
+
+def test_a_taken_port_is_reported_with_what_the_broker_said(tmp_path: Path) -> None:
+    """The message carries the broker's own last words."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        broker = EmbeddedBroker("amqtt", tmp_path, taken.getsockname()[1])
+        with pytest.raises(UnavailableError, match="address already in use"):
+            broker.start()
+
+
+@pytest.mark.mosquitto
+@pytest.mark.skipif(not mosquitto.executable(), reason="mosquitto is not installed")
+def test_auto_prefers_mosquitto(tmp_path: Path) -> None:
+    """Where both are installed the faster one is taken."""
+    assert EmbeddedBroker("auto", tmp_path).kind == "mosquitto"
+
+
+@pytest.mark.mosquitto
+@pytest.mark.skipif(not mosquitto.executable(), reason="mosquitto is not installed")
+def test_retained_documents_outlive_a_clean_restart(tmp_path: Path) -> None:
+    """Persistence lies in the broker's folder, whoever the broker runs as."""
+    broker = EmbeddedBroker("mosquitto", tmp_path)
+    broker.start()
+    transport = MqttTransport(MqttSettings(broker.url))
+    transport.start(lambda _topic, _payload: None)
+    transport.publish(topics.desired("cam-1"), b"kept", retain=True).result(10)
+    transport.stop()
+    broker.stop()
+    again = EmbeddedBroker("mosquitto", tmp_path)
+    again.start()
+    got: list[bytes] = []
+    client = paho.Client(paho.CallbackAPIVersion.VERSION2)
+    client.on_message = lambda _c, _d, message: got.append(message.payload)
+    client.connect("127.0.0.1", int(again.url.rpartition(":")[2]))
+    client.loop_start()
+    client.subscribe(topics.desired("cam-1"), qos=1)
+    until(lambda: got == [b"kept"])
+    client.disconnect()
+    client.loop_stop()
+    again.stop()
+
+
+def test_the_shipped_configuration_is_what_the_command_prints() -> None:
+    """images/mosquitto holds the generator's output, byte for byte."""
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    for name, options in (("mosquitto.conf", ["--mtls"]), ("acl.txt", ["--mtls", "--acl"])):
+        printed = command.text(parser.parse_args(["--kind", "mosquitto", *options]))
+        assert (IMAGES / name).read_text() == printed
+
+
+@pytest.mark.parametrize("options", [["--port", "70000"], ["--managers", "0"]])
+def test_options_without_sense_are_refused(options: list[str]) -> None:
+    """A number out of range is named."""
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    with pytest.raises(InvalidInputError, match=options[1]):
+        command.text(parser.parse_args(options))
+
+
+class Mtls:
+    """mosquitto with mutual TLS on loopback, and clients known by their certificates."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self.folder, self.port = folder, port
+        self.authority = Authority(folder)
+
+    def listening(self) -> bool:
+        with socket.socket() as link:
+            return link.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def settings(self, name: str, authority: Authority | None = None) -> MqttSettings:
+        cert, key = (authority or self.authority).issue(name)
+        url = f"mqtts://127.0.0.1:{self.port}"
+        return MqttSettings(url, ca=str(self.authority.path), cert=str(cert), key=str(key))
+
+    @contextmanager
+    def client(self, name: str, client_id: str = "") -> Iterator[tuple[paho.Client, list[str]]]:
+        settings = self.settings(name)
+        client = paho.Client(paho.CallbackAPIVersion.VERSION2, client_id=client_id or name)
+        client.tls_set(settings.ca, settings.cert, settings.key)
+        got: list[str] = []
+        joined = threading.Event()
+        client.on_connect = lambda *_: joined.set()
+        client.on_message = lambda _c, _d, message: got.append(message.topic)
+        client.connect("127.0.0.1", self.port)
+        client.loop_start()
+        assert joined.wait(10)
+        try:
+            yield client, got
+        finally:
+            client.disconnect()
+            client.loop_stop()
+
+
+@pytest.fixture
+def mtls() -> Iterator[Mtls]:
+    """Run mosquitto as images/ configures it, with certificates of a test authority."""
+    folder = Path(tempfile.mkdtemp(prefix="ef", dir="/tmp"))
+    world = Mtls(folder, free_port())
+    cert, key = world.authority.issue("localhost")
+    paths = MtlsPaths(
+        str(world.authority.path), str(cert), str(key), "", str(folder / "acl.txt"), str(folder)
+    )
+    # Run as ourselves: the private key is ours to read.
+    user = "user root\n" if os.geteuid() == 0 else ""
+    (folder / "acl.txt").write_text(mosquitto.acl())
+    (folder / "mosquitto.conf").write_text(user + mosquitto.mtls_config(paths, world.port))
+    log = (folder / "log").open("wb")
+    path = mosquitto.executable()
+    assert path
+    child = subprocess.Popen([path, "-c", str(folder / "mosquitto.conf")], stderr=log)
+    try:
+        until(world.listening)
+        yield world
+    finally:
+        child.terminate()
+        child.wait(10)
+        log.close()
+
+
+@pytest.mark.mosquitto
+@pytest.mark.skipif(not mosquitto.executable(), reason="mosquitto is not installed")
+def test_with_certificates_a_device_reaches_only_its_own_topics(mtls: Mtls) -> None:
+    """A device's reports arrive, those it forges in another's name do not, nor can it listen."""
+    got: list[str] = []
+    manager = MqttTransport(mtls.settings(MANAGER))
+    manager.start(lambda topic, _payload: got.append(topic))
+    assert manager.wait_connected(20)
+    with mtls.client("cam-1") as (one, heard):
+        one.subscribe("#", qos=1)
+        one.subscribe(topics.down("cam-2"), qos=1)
+        one.subscribe(topics.down("cam-1"), qos=1)
+        for forged in (topics.reported("cam-2"), topics.desired("cam-1")):
+            # mosquitto 2.0.11 also drops the connection of whoever tries.
+            with mtls.client("cam-3") as (other, _):
+                dropped = threading.Event()
+                other.on_disconnect = lambda *_, gone=dropped: gone.set()
+                other.publish(forged, b"x", qos=1)
+                dropped.wait(1.0)
+        one.publish(topics.reported("cam-1"), b"x", qos=1).wait_for_publish(10)
+        for device in ("cam-2", "cam-1"):
+            manager.publish(topics.desired(device), b"y", retain=True).result(10)
+        until(lambda: topics.desired("cam-1") in heard)
+        until(lambda: got)
+        # Nothing else is on its way: a later message of each kind has arrived before.
+        one.publish(topics.get("cam-1"), b"z", qos=1).wait_for_publish(10)
+        until(lambda: topics.get("cam-1") in got)
+        assert set(got) == {topics.reported("cam-1"), topics.get("cam-1")}
+        assert set(heard) == {topics.desired("cam-1")}
+    manager.stop()
+
+
+@pytest.mark.mosquitto
+@pytest.mark.skipif(not mosquitto.executable(), reason="mosquitto is not installed")
+def test_with_certificates_a_device_cannot_take_another_ones_session(mtls: Mtls) -> None:
+    """The client id is the certificate's name, whatever a client calls itself."""
+    dropped = threading.Event()
+    with mtls.client("cam-2") as (two, _):
+        two.on_disconnect = lambda *_: dropped.set()
+        with mtls.client("cam-1", client_id="cam-2"):
+            assert not dropped.wait(0.5)
+
+
+@pytest.mark.mosquitto
+@pytest.mark.skipif(not mosquitto.executable(), reason="mosquitto is not installed")
+def test_a_certificate_of_another_authority_is_refused(mtls: Mtls, tmp_path: Path) -> None:
+    """A stranger does not even connect."""
+    stranger = MqttTransport(mtls.settings(MANAGER, Authority(tmp_path)))
+    stranger.start(lambda _topic, _payload: None)
+    assert not stranger.wait_connected(1.5)
+    stranger.stop()
