@@ -1,0 +1,1 @@
+"""Adapters of the port `Accelerator`; no module here may import an array library."""

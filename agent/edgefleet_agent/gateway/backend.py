@@ -1,0 +1,145 @@
+"""One loaded digest: its worker, the requests it is busy with, and how often it died."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+
+from edgefleet_agent.gateway.child import Child
+from edgefleet_agent.gateway.counters import Counters
+from edgefleet_agent.gateway.launcher import Started
+from edgefleet_agent.gateway.link import Link
+from edgefleet_agent.gateway.pending import Pending
+from edgefleet_agent.ipc import frames
+from edgefleet_agent.ipc.control import ModelSpec
+
+CRASHES = 3
+CRASH_WINDOW_S = 60.0
+
+_NUMBERS = 1 << 32
+
+
+class Backend:
+    """Asks its worker; the owner decides what happens with answers and after a death.
+
+    Args:
+        spec: What is loaded.
+        files: Descriptors of its files, now this object's.
+        counters: Where to count.
+        on_answer: Called with each request, its status, body, JSON length, nanoseconds of
+            computing and whether an output was not finite.
+        on_death: Called once for each worker that dies without being asked to.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        files: list[int],
+        counters: Counters,
+        on_answer: Callable[[Pending, int, bytes, int, int, bool], None],
+        on_death: Callable[[Backend], None],
+    ) -> None:
+        self.spec = spec
+        self.digest = spec.digest
+        self.files = files
+        self.counters = counters
+        self.in_flight: dict[int, Pending] = {}
+        self.quarantined = ""
+        self.progress_ns = 0  # when the worker last took up or finished something
+        self._on_answer = on_answer
+        self._on_death = on_death
+        self._deaths: deque[float] = deque(maxlen=CRASHES)
+        self._number = 0
+        self._link: Link | None = None
+        self._child: Child | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether a worker is there to be asked."""
+        return self._link is not None
+
+    @property
+    def pid(self) -> int:
+        """The worker's pid, 0 while there is none."""
+        return self._child.pid if self._child else 0
+
+    def attach(self, started: Started) -> None:
+        """Take over a worker that has reported ready."""
+        link, self._child = started.link, started.child
+        assert link is not None
+        self._link = link
+        self.counters.memory_kb = started.report.memory_kb
+        link.on_frame = self._on_frame
+        link.on_lost = self._on_lost
+
+    def ask(self, pending: Pending) -> None:
+        """Send a request to the worker."""
+        assert self._link is not None
+        number = self._number = (self._number + 1) % _NUMBERS
+        if not self.in_flight:
+            self.progress_ns = time.monotonic_ns()
+        self.in_flight[number] = pending
+        pending.backend = self
+        kind = frames.INFER_ALONE if pending.alone else frames.INFER
+        body = pending.body
+        self._link.send(
+            frames.HEADER.pack(len(body), kind, 0, number, pending.json_length, pending.deadline),
+            body,
+        )
+
+    def _on_frame(self, frame: frames.Frame) -> None:
+        kind, status, number, json_length, spent, body = frame
+        pending = self.in_flight.pop(number, None)
+        if pending is None:
+            return
+        self.progress_ns = time.monotonic_ns()
+        nonfinite = kind == frames.ANSWER_NONFINITE
+        self._on_answer(pending, status, bytes(body), json_length, spent, nonfinite)
+
+    def _on_lost(self) -> None:
+        if self._link is None:
+            return  # it was asked to go
+        self._link = None
+        self._deaths.append(time.monotonic())
+        self.counters.crashes += 1
+        self._on_death(self)
+
+    def failed_to_start(self) -> None:
+        """Count a respawn that did not come up as one more crash."""
+        self._deaths.append(time.monotonic())
+        self.counters.crashes += 1
+
+    @property
+    def crash_looping(self) -> bool:
+        """Whether it died `CRASHES` times within `CRASH_WINDOW_S`."""
+        return len(self._deaths) == CRASHES and self._deaths[-1] - self._deaths[0] < CRASH_WINDOW_S
+
+    def take_orphans(self) -> list[Pending]:
+        """Return the unanswered requests of a dead worker in the order they were asked."""
+        orphans = [pending for pending in self.in_flight.values() if not pending.done]
+        self.in_flight.clear()
+        return orphans
+
+    def kill(self) -> None:
+        """Kill a worker that hangs; its death is then like any other."""
+        if self._child is not None:
+            self._child.kill()
+
+    async def how_it_died(self) -> int:
+        """Return the dead worker's wait status, killing it if it only closed its socket."""
+        assert self._child is not None
+        return await self._child.end(0.5)
+
+    async def end(self, patience_s: float) -> None:
+        """End the worker, if there is one, and close the files."""
+        link, self._link = self._link, None
+        if link is not None:
+            link.close()
+        if self._child is not None:
+            await self._child.end(patience_s)
+            self._child = None
+        for fd in self.files:
+            os.close(fd)
+        self.files = []

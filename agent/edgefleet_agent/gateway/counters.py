@@ -1,0 +1,59 @@
+"""What the gateway counts for one digest, over its whole life."""
+
+from __future__ import annotations
+
+from edgefleet_agent.ipc.control import DigestStats, ModelSpec
+from edgefleet_shared.histogram import Counts, bucket
+
+
+class Counters:
+    """Cumulative; see `control.DigestStats` for what each field means."""
+
+    __slots__ = (
+        "client_errors", "compute", "crashes", "latency", "memory_kb", "nonfinite", "rejected",
+        "replayed", "requests", "server_errors", "spec",
+    )  # fmt: skip
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+        self.requests = 0
+        self.client_errors = 0
+        self.server_errors = 0
+        self.rejected = 0
+        self.nonfinite = 0
+        self.replayed = 0
+        self.crashes = 0
+        self.memory_kb = 0
+        self.latency: Counts = {}
+        self.compute: Counts = {}
+
+    def answered(self, latency_ns: int, compute_ns: int, nonfinite: bool) -> None:
+        """Count an answer with status 200."""
+        self.requests += 1
+        if nonfinite:
+            self.nonfinite += 1
+        index = bucket(latency_ns)
+        self.latency[index] = self.latency.get(index, 0) + 1
+        index = bucket(compute_ns)
+        self.compute[index] = self.compute.get(index, 0) + 1
+
+    def refused(self, status: int) -> None:
+        """Count an answer with another status."""
+        if status == 503:
+            self.rejected += 1
+        elif status < 500:
+            self.client_errors += 1
+        else:
+            self.server_errors += 1
+
+    def read(self, role: str, in_flight: int, max_gap_us: int) -> DigestStats:
+        """Return the counters as they go to agentd."""
+        spec = self.spec
+        return DigestStats(
+            model=spec.model, version=spec.version, digest=spec.digest, role=role,
+            requests=self.requests, client_errors=self.client_errors,
+            server_errors=self.server_errors, rejected=self.rejected, nonfinite=self.nonfinite,
+            replayed=self.replayed, crashes=self.crashes, in_flight=in_flight,
+            memory_kb=self.memory_kb, latency=dict(self.latency), compute=dict(self.compute),
+            max_gap_us=max_gap_us,
+        )  # fmt: skip

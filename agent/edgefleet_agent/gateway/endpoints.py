@@ -1,0 +1,136 @@
+"""The Open Inference Protocol's paths, and what each answers."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import unquote_to_bytes
+
+from edgefleet_agent import __version__
+from edgefleet_agent.gateway.backend import Backend
+from edgefleet_agent.gateway.messages import Request, document, error
+from edgefleet_agent.gateway.plane import Plane
+
+if TYPE_CHECKING:
+    from edgefleet_agent.gateway.http import Connection
+
+PLATFORMS = {"onnxruntime": "onnx_onnxv1", "litert": "tflite_flatbuffer"}
+EXTENSIONS = ["binary_tensor_data", "model_repository(index)"]
+
+
+class Target(NamedTuple):
+    """A path, taken apart: kind is `infer`, `model`, `model_ready`, a fixed path's name, or ''."""
+
+    kind: str
+    model: str = ""
+    version: str = ""
+
+
+FIXED = {
+    "v2": Target("server"),
+    "v2/health/live": Target("live"),
+    "v2/health/ready": Target("ready"),
+    "v2/repository/index": Target("index"),
+}
+POSTED = {"infer", "index"}
+
+
+@lru_cache(maxsize=1024)
+def parse_target(target: bytes) -> Target:
+    """Take a request target apart; the query is ignored, kind '' is an unknown path."""
+    path = unquote_to_bytes(target.partition(b"?")[0]).decode("utf-8", "replace").strip("/")
+    if path in FIXED:
+        return FIXED[path]
+    parts = path.split("/")
+    if len(parts) < 3 or parts[:2] != ["v2", "models"] or not parts[2]:
+        return Target("")
+    model, rest, version = parts[2], parts[3:], ""
+    if len(rest) >= 2 and rest[0] == "versions":
+        version, rest = rest[1], rest[2:]
+    kinds = {(): "model", ("ready",): "model_ready", ("infer",): "infer"}
+    return Target(kinds.get(tuple(rest), ""), model, version)
+
+
+class Endpoints:
+    """Answers requests; inference goes on to the router."""
+
+    def __init__(self, plane: Plane) -> None:
+        self._plane = plane
+        self._submit = plane.router.submit
+        self.connections: set[Connection] = set()
+
+    def handle(self, request: Request, connection: Connection) -> None:
+        """Answer, now or later, by `connection`."""
+        target = parse_target(request.target)
+        if target.kind == "infer" and request.method == b"POST":
+            self._submit(
+                connection,
+                target.model,
+                target.version,
+                request.body,
+                request.json_length,
+                request.timeout_ns,
+            )
+            return
+        connection.send(self._answer(request, target))
+
+    def _answer(self, request: Request, target: Target) -> bytes:
+        if not target.kind:
+            return error(404, "There is nothing at this path.", "unknown_path")
+        allowed = {b"POST"} if target.kind == "infer" else {b"GET"}
+        if target.kind == "index":
+            allowed.add(b"POST")
+        if request.method not in allowed:
+            allow = b"Allow: " + b", ".join(sorted(allowed)) + b"\r\n"
+            return error(405, "This path takes another method.", "method_not_allowed", allow)
+        if target.kind == "server":
+            fields = {"name": "edgefleet", "version": __version__, "extensions": EXTENSIONS}
+            return document(fields)
+        if target.kind == "live":
+            return document({"live": True})
+        if target.kind == "ready":
+            ready = any(self._ready(r.active) for r in self._plane.router.routes.values())
+            # The specification's schema says `live` here; clients read either, or the status.
+            return document({"ready": ready, "live": ready}, 200 if ready else 503)
+        if target.kind == "index":
+            return document(self._index())
+        return self._model(target)
+
+    def _model(self, target: Target) -> bytes:
+        route = self._plane.router.routes.get(target.model)
+        if route is None:
+            return error(404, f"There is no model {target.model!r}.", "unknown_model")
+        backend = route.find(target.version)
+        if backend is None:
+            text = f"Model {target.model!r} has no version {target.version!r} loaded."
+            return error(404, text, "unknown_version")
+        if target.kind == "model_ready":
+            ready = self._ready(backend)
+            fields = {"name": target.model, "ready": ready}
+            return document(fields, 200 if ready else 503)
+        spec = backend.spec
+        versions = [one.spec.version for one in (route.active, route.standby) if one]
+        return document({
+            "name": spec.model,
+            "versions": versions,
+            "platform": PLATFORMS.get(spec.runtime, spec.runtime),
+            "inputs": spec.inputs,
+            "outputs": spec.outputs,
+        })  # fmt: skip
+
+    def _index(self) -> list[dict[str, Any]]:
+        found = []
+        for backend in self._plane.backends.values():
+            role = self._plane.role(backend)
+            state = "READY" if self._ready(backend) and role != "idle" else "UNAVAILABLE"
+            reason = backend.quarantined or ("" if backend.ready else "restarting")
+            spec = backend.spec
+            found.append({
+                "name": spec.model, "version": spec.version, "state": state,
+                "reason": reason or ("" if role != "idle" else "loaded, not routed"),
+            })  # fmt: skip
+        return found
+
+    @staticmethod
+    def _ready(backend: Backend) -> bool:
+        return backend.ready and not backend.quarantined

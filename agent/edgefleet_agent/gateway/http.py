@@ -1,0 +1,206 @@
+"""HTTP/1.1 on one connection: parse, one request at a time, answer in order.
+
+Content-Length bodies only: a chunked body is refused, because nobody needs one here and parsers of
+chunks have been the hole in other servers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, cast
+
+import httptools
+
+from edgefleet_agent.gateway.messages import Request, error, inference, status_line
+from edgefleet_agent.ipc.frames import NO_JSON
+
+if TYPE_CHECKING:
+    from edgefleet_agent.gateway.endpoints import Endpoints
+
+HEAD_MAX_BYTES = 64 * 1024
+_LINGER_S = 2.0
+
+
+class Connection(asyncio.Protocol):
+    """One client. Implements `pending.Asker`."""
+
+    def __init__(self, endpoints: Endpoints, max_body_bytes: int) -> None:
+        self._endpoints = endpoints
+        self._max_body = max_body_bytes
+        self._parser = httptools.HttpRequestParser(self)
+        self._transport: asyncio.Transport | None = None
+        self._queue: deque[Request] = deque()
+        self._busy = False  # a request is with the endpoints
+        self._pumping = False
+        self._keep_alive = True  # of the request that is answered next
+        self._refusing = False  # nothing more is read from this client
+        self._ended = False  # the client has sent its last byte
+        self._blocked = False  # the client does not read its answers
+        self._head_bytes = 0
+        self._request = Request()
+        self._parts: list[bytes] = []
+
+    # ------------------------------------------------------------------- transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._endpoints.connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the client; an answer that comes later goes nowhere."""
+        del exc
+        self._transport = None
+        self._queue.clear()
+        self._endpoints.connections.discard(self)
+
+    def eof_received(self) -> bool:
+        """Keep the connection for the answers that are still due."""
+        self._ended = True
+        return self._busy or bool(self._queue)
+
+    def pause_writing(self) -> None:
+        """Start no request whose answer nobody reads."""
+        self._blocked = True
+
+    def resume_writing(self) -> None:
+        """Go on."""
+        self._blocked = False
+        self._pump()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse; refuse what is not HTTP/1.x."""
+        if self._refusing:
+            return
+        if not self._request.headers_done:
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._refuse(400, "Upgrades are not supported.", "bad_request")
+        except httptools.HttpParserError as problem:
+            if not self._refusing:
+                self._refuse(400, f"The request is not HTTP: {problem}.", "bad_request")
+        if not self._request.headers_done and self._head_bytes > HEAD_MAX_BYTES:
+            self._refuse(431, "The request's head is too long.", "head_too_large")
+        self._pump()
+        if self._queue and self._transport is not None:
+            self._transport.pause_reading()
+
+    # ------------------------------------------------------------------- parser
+
+    def on_message_begin(self) -> None:
+        """Start a request."""
+        self._request = Request()
+        self._parts = []
+
+    def on_url(self, url: bytes) -> None:
+        """Take the target, which may come in parts."""
+        self._request.target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take the headers that matter."""
+        self._request.header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Refuse early what would be refused late."""
+        request = self._request
+        request.method = self._parser.get_method()
+        request.keep_alive = self._parser.should_keep_alive()
+        request.headers_done = True
+        self._head_bytes = 0
+        if refusal := request.refusal(self._max_body):
+            self._refuse(*refusal)
+        elif request.expects_continue and self._transport is not None and not self._busy:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of the body."""
+        self._parts.append(body)
+
+    def on_message_complete(self) -> None:
+        """Queue the request."""
+        if self._refusing:
+            return
+        parts = self._parts
+        self._request.body = parts[0] if len(parts) == 1 else b"".join(parts)
+        self._queue.append(self._request)
+        self._request = Request()
+
+    # ------------------------------------------------------------------- answers
+
+    def _refuse(self, status: int, text: str, code: str) -> None:
+        """Queue a refusal after which the connection closes; read no more."""
+        if self._refusing:
+            return
+        self._refusing = True
+        refused = Request()
+        refused.keep_alive = False
+        refused.refused = (status, text, code)
+        self._queue.append(refused)
+        self._request.headers_done = True
+
+    def _pump(self) -> None:
+        """Start queued requests, one after the other, as long as each is answered at once."""
+        if self._pumping:
+            return
+        self._pumping = True
+        while self._queue and not self._busy and not self._blocked:
+            request = self._queue.popleft()
+            self._busy = True
+            self._keep_alive = request.keep_alive
+            if request.refused:
+                status, text, code = request.refused
+                self.send(error(status, text, code))
+            else:
+                self._endpoints.handle(request, self)
+        self._pumping = False
+        if not self._queue and not self._refusing and self._transport is not None:
+            self._transport.resume_reading()
+
+    def answer(self, status: int, body: bytes, json_length: int, retry_after_s: int = 0) -> None:
+        """Send the answer to an inference request."""
+        if status == 200:
+            self.send(inference(body, json_length))
+        else:
+            extra = b"Retry-After: %d\r\n" % retry_after_s if retry_after_s else b""
+            self.send(status_line(status, len(body), extra) + body)
+
+    def send(self, data: bytes) -> None:
+        """Send a whole answer to the request in progress."""
+        self._busy = False
+        transport = self._transport
+        if transport is None:
+            return
+        if not self._keep_alive:
+            data = data.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
+        transport.write(data)
+        if not self._keep_alive:
+            self._close_gently()
+        elif self._ended and not self._queue:
+            transport.close()
+        elif self._queue:
+            self._pump()
+
+    def _close_gently(self) -> None:
+        """Close so that the client can still read: a close with unread input would reset it."""
+        self._refusing = True
+        self._queue.clear()
+        transport = self._transport
+        if transport is None:
+            return
+        if transport.can_write_eof() and not self._ended:
+            transport.write_eof()
+            asyncio.get_running_loop().call_later(_LINGER_S, transport.close)
+        else:
+            transport.close()
+
+    def close_when_idle(self) -> None:
+        """For shutting down: close now, or after the answer in progress."""
+        self._keep_alive = False
+        if not self._busy and self._transport is not None:
+            self._transport.close()
+
+
+__all__ = ["HEAD_MAX_BYTES", "NO_JSON", "Connection"]

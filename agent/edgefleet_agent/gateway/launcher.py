@@ -1,0 +1,122 @@
+"""Starts a worker with its order and waits, for as long as the package allows, for its report."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from edgefleet_agent.gateway.child import Child, describe
+from edgefleet_agent.gateway.link import Link
+from edgefleet_agent.gateway.spawner import Spawner
+from edgefleet_agent.ipc import frames
+from edgefleet_agent.ipc.control import ModelSpec
+from edgefleet_shared.errors import UnavailableError
+
+_BUFFER_BYTES = 1 << 20
+_FIRST_PACKET = 64 * 1024
+_EXIT_S = 2.0
+
+
+class Started(NamedTuple):
+    """A worker's report; link and child only of one that serves."""
+
+    report: frames.Report
+    link: Link | None
+    child: Child | None
+
+
+class Launcher:
+    """Every worker of this gateway begins here; `running` holds those that have not ended."""
+
+    def __init__(self, spawner: Spawner, threads: int) -> None:
+        self._spawner = spawner
+        self._threads = threads
+        self.running: set[Child] = set()
+
+    async def launch(self, spec: ModelSpec, files: Sequence[int], *, prove: bool) -> Started:
+        """Start a worker. Never raises for a bad model or a dead worker: the report says it.
+
+        Args:
+            spec: What to load.
+            files: Descriptors in the order of `spec.files`; they stay the caller's.
+            prove: Load, run golden vectors, report, exit.
+        """
+        loop = asyncio.get_running_loop()
+        begun = time.monotonic()
+        ours, theirs = socket.socketpair()
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
+        try:
+            child = await self._spawner.spawn(theirs)
+        except UnavailableError as error:
+            ours.close()
+            return _failed("load_failed", str(error))
+        self.running.add(child)
+        child.ended.add_done_callback(lambda _: self.running.discard(child))
+        first: asyncio.Future[frames.Report | None] = loop.create_future()
+        link = Link(lambda frame: _on_report(first, frame), lambda: _on_lost(first))
+        rest = self._send_order(ours, spec, files, prove=prove)
+        ours.setblocking(False)
+        await loop.create_connection(lambda: link, sock=ours)
+        if rest:
+            link.send(rest, b"")
+        left = spec.limits.load_s - (time.monotonic() - begun)
+        done, _ = await asyncio.wait([first], timeout=max(0.0, left))
+        if not done:
+            child.kill()
+            link.close()
+            await child.ended
+            return _failed("load_timeout", f"It was not ready after {spec.limits.load_s} s.")
+        report = first.result()
+        if report is None:
+            return _died(await child.end(_EXIT_S))
+        if report.ok and not prove:
+            return Started(report, link, child)
+        link.close()
+        await child.end(_EXIT_S)
+        return Started(report, None, None)
+
+    def _send_order(
+        self, sock: socket.socket, spec: ModelSpec, files: Sequence[int], *, prove: bool
+    ) -> bytes:
+        """Send the order's beginning with the descriptors; return what is still to be sent."""
+        threads = max(1, min(spec.threads, self._threads))
+        spec = msgspec.structs.replace(spec, threads=threads)
+        body = msgspec.msgpack.encode(frames.Order(spec, prove, threads, os.getpid()))
+        data = frames.head(frames.OPEN, 0, 0, frames.NO_JSON, 0, len(body)) + body
+        try:
+            sent = socket.send_fds(sock, [data[:_FIRST_PACKET]], list(files))
+        except OSError:
+            return b""  # it has died; end of file tells that
+        return data[sent:]
+
+
+def _on_report(first: asyncio.Future[frames.Report | None], frame: frames.Frame) -> None:
+    if first.done():
+        return
+    try:
+        first.set_result(msgspec.msgpack.decode(frame[5], type=frames.Report))
+    except msgspec.DecodeError:
+        first.set_result(None)
+
+
+def _on_lost(first: asyncio.Future[frames.Report | None]) -> None:
+    if not first.done():
+        first.set_result(None)
+
+
+def _failed(code: str, message: str) -> Started:
+    return Started(frames.Report(ok=False, code=code, message=message), None, None)
+
+
+def _died(status: int) -> Started:
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU:
+        return _failed("load_timeout", "It used up the processor time that its package allows.")
+    return _failed("crashed", f"The worker {describe(status)} while it loaded.")

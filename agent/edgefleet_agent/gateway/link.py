@@ -1,0 +1,59 @@
+"""The gateway's end of the socketpair to one worker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import cast
+
+from edgefleet_agent.ipc import frames
+
+FrameHandler = Callable[[frames.Frame], None]
+_JOIN_BELOW = 64 * 1024
+
+
+class Link(asyncio.BufferedProtocol):
+    """Sends frames, hands over the ones that come, tells once when the worker is gone."""
+
+    def __init__(self, on_frame: FrameHandler, on_lost: Callable[[], None]) -> None:
+        self.on_frame = on_frame
+        self.on_lost = on_lost
+        self._buffer = frames.FrameBuffer()
+        self._transport: asyncio.WriteTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        self._transport = cast("asyncio.WriteTransport", transport)
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # type: ignore[override]  # typeshed: bytearray
+        """Return where to receive."""
+        del sizehint
+        return self._buffer.space()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Hand over every frame that is whole."""
+        self._buffer.wrote(nbytes)
+        while (frame := self._buffer.next()) is not None:
+            self.on_frame(frame)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell that the worker is gone."""
+        del exc
+        self._transport = None
+        self.on_lost()
+
+    def send(self, head: bytes, body: bytes) -> None:
+        """Send one frame; does nothing once the worker is gone, `on_lost` tells that."""
+        transport = self._transport
+        if transport is None:
+            return
+        if len(body) < _JOIN_BELOW:
+            transport.write(head + body)
+        else:
+            transport.write(head)
+            transport.write(body)
+
+    def close(self) -> None:
+        """Close the socket, which ends an idle worker."""
+        if self._transport is not None:
+            self._transport.close()

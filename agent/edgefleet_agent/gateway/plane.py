@@ -1,0 +1,293 @@
+"""What is loaded and routed, and what happens when a worker dies: the gateway's state."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
+
+from edgefleet_agent.gateway.backend import CRASHES, Backend
+from edgefleet_agent.gateway.child import describe
+from edgefleet_agent.gateway.counters import Counters
+from edgefleet_agent.gateway.launcher import Launcher
+from edgefleet_agent.gateway.router import Route, Router
+from edgefleet_agent.ipc.control import (
+    DigestStats,
+    Event,
+    Flipped,
+    ModelSpec,
+    Outcome,
+    WorkerInfo,
+)
+from edgefleet_agent.ipc.frames import Report
+
+T = TypeVar("T")
+_END_S = 2.0
+_POLL_S = 0.02
+_KEPT_COUNTERS = 64
+
+
+class Plane:
+    """Carries out what agentd asks for, and keeps routes alive without it.
+
+    Args:
+        launcher: Starts workers.
+        queue_limit: Requests of one model that may be open at once.
+        timeout_s: Deadline of a request that names none.
+    """
+
+    def __init__(self, launcher: Launcher, queue_limit: int, timeout_s: float) -> None:
+        self._launcher = launcher
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._loading: dict[str, asyncio.Task[Report]] = {}
+        self._counters: dict[str, Counters] = {}
+        self.backends: dict[str, Backend] = {}
+        self.router = Router(queue_limit, timeout_s, hung=Backend.kill)
+        self.on_event: Callable[[Event], None] = lambda _: None
+
+    # ------------------------------------------------------------------- loading
+
+    async def prove(self, number: int, spec: ModelSpec, files: list[int]) -> Outcome:
+        """Load in a throw-away worker; the descriptors are closed."""
+        try:
+            started = await self._launcher.launch(spec, files, prove=True)
+        finally:
+            _close(files)
+        return _outcome(number, started.report, 0)
+
+    async def load(self, number: int, spec: ModelSpec, files: list[int]) -> Outcome:
+        """Start a worker; the descriptors are kept for as long as the digest is loaded."""
+        backend = self.backends.get(spec.digest)
+        if backend is not None and backend.quarantined:
+            await self._forget(backend)  # asked for again by name: a new chance
+            backend = None
+        task = self._loading.get(spec.digest)
+        if backend is None and task is None:
+            task = self._start(self._load(spec, files))
+            self._loading[spec.digest] = task
+            task.add_done_callback(lambda _: self._loading.pop(spec.digest))
+        else:
+            _close(files)
+        report = await asyncio.shield(task) if task else Report(ok=True)
+        backend = self.backends.get(spec.digest)
+        return _outcome(number, report, backend.pid if backend else 0)
+
+    async def _load(self, spec: ModelSpec, files: list[int]) -> Report:
+        started = await self._launcher.launch(spec, files, prove=False)
+        if started.link is None:
+            _close(files)
+            return started.report
+        backend = Backend(spec, files, self._count(spec), self.router.answered, self._on_death)
+        backend.attach(started)
+        self.backends[spec.digest] = backend
+        return started.report
+
+    def _count(self, spec: ModelSpec) -> Counters:
+        """Return the digest's counters; they outlive a release, so that none is lost to agentd."""
+        counters = self._counters.pop(spec.digest, None) or Counters(spec)
+        self._counters[spec.digest] = counters
+        for digest in [d for d in self._counters if d not in self.backends][:-_KEPT_COUNTERS]:
+            del self._counters[digest]
+        return counters
+
+    # ------------------------------------------------------------------- routes
+
+    def flip(self, number: int, model: str, digest: str) -> Flipped | Outcome:
+        """Route a model to a loaded digest, between two requests."""
+        backend = self.backends.get(digest)
+        if backend is None or backend.spec.model != model:
+            return _refused(number, "not_loaded", f"{digest} is not loaded for {model!r}.")
+        if backend.quarantined:
+            return _refused(number, "quarantined", backend.quarantined)
+        if not backend.ready:
+            return _refused(number, "not_ready", f"The worker of {digest} is being restarted.")
+        route = self.router.routes.get(model)
+        if route is None:
+            self.router.routes[model] = Route(model, backend)
+            return Flipped(number, previous="", in_flight=0)
+        previous = route.active
+        if previous is not backend:
+            route.active, route.standby = backend, previous
+            self.router.resume(route)
+        return Flipped(number, previous=previous.digest, in_flight=len(previous.in_flight))
+
+    def unroute(self, number: int, model: str) -> Outcome:
+        """Answer 404 for a model; its workers finish what they have, then end."""
+        route = self.router.routes.pop(model, None)
+        if route is None:
+            return Outcome(number, ok=True)
+        waiting, route.waiting = route.waiting, []
+        for pending in waiting:
+            pending.backend = None
+            self.router.gone(pending)
+        for backend in [b for b in self.backends.values() if b.spec.model == model]:
+            self._start(self._drain(backend, 10.0))
+        return Outcome(number, ok=True)
+
+    async def release(self, number: int, digest: str, drain_s: float) -> Outcome:
+        """End a digest's worker after its requests; refused while the digest is routed."""
+        backend = self.backends.get(digest)
+        if backend is None:
+            return Outcome(number, ok=True)
+        route = self._route_of(backend)
+        if route is not None and route.active is backend:
+            return _refused(number, "active", f"{digest} answers {route.model!r} now.")
+        if route is not None and route.standby is backend:
+            route.standby = None
+        await self._drain(backend, drain_s)
+        return Outcome(number, ok=True)
+
+    async def _drain(self, backend: Backend, drain_s: float) -> None:
+        deadline = time.monotonic() + drain_s
+        while backend.in_flight and backend.ready and time.monotonic() < deadline:
+            await asyncio.sleep(_POLL_S)
+        route = self._route_of(backend)
+        if route is None or route.active is not backend:
+            await self._forget(backend)
+
+    async def _forget(self, backend: Backend) -> None:
+        if self.backends.get(backend.digest) is backend:
+            del self.backends[backend.digest]
+        orphans = backend.take_orphans()
+        await backend.end(_END_S)
+        self.router.replay(orphans)
+
+    def _route_of(self, backend: Backend) -> Route | None:
+        route = self.router.routes.get(backend.spec.model)
+        return route if route and backend in {route.active, route.standby} else None
+
+    # ------------------------------------------------------------------- crashes
+
+    def _on_death(self, backend: Backend) -> None:
+        self._start(self._bury(backend))
+
+    async def _bury(self, backend: Backend) -> None:
+        """Find out how a worker died, replay its requests, and restart or quarantine it."""
+        orphans = backend.take_orphans()
+        route = self._route_of(backend)
+        if route is None:
+            self.backends.pop(backend.digest, None)
+        elif backend.crash_looping:
+            self._quarantine(route, backend)
+        self.router.replay(orphans)
+        status = await backend.how_it_died()
+        self._tell("worker_died", backend, f"The worker {describe(status)}.")
+        if route is None:
+            await backend.end(0)
+        elif backend.quarantined:
+            self._tell_quarantined(route, backend)
+        else:
+            await self._respawn(backend)
+
+    async def _respawn(self, backend: Backend) -> None:
+        while True:
+            started = await self._launcher.launch(backend.spec, backend.files, prove=False)
+            route = self._route_of(backend)
+            if started.link is not None:
+                backend.attach(started)
+                if route is None:
+                    await self._forget(backend)
+                    return
+                self._tell("restarted", backend, f"In {started.report.ready_ms} ms.")
+                self.router.resume(route)
+                return
+            backend.failed_to_start()
+            self._tell("worker_died", backend, f"No restart: {started.report.message}")
+            if route is None:
+                return
+            if backend.crash_looping:
+                self._quarantine(route, backend)
+                self.router.resume(route)
+                self._tell_quarantined(route, backend)
+                return
+            await asyncio.sleep(1.0)
+
+    def _quarantine(self, route: Route, backend: Backend) -> None:
+        backend.quarantined = (
+            f"{backend.spec.model} {backend.spec.version} died {CRASHES} times within a minute "
+            "and is not restarted."
+        )
+        if route.standby is backend:
+            route.standby = None
+        elif route.standby is not None:
+            route.active, route.standby = route.standby, None
+
+    def _tell_quarantined(self, route: Route, backend: Backend) -> None:
+        fallback = route.active.digest if route.active is not backend else ""
+        self._tell("quarantined", backend, backend.quarantined, fallback)
+
+    def _tell(self, code: str, backend: Backend, message: str, fallback: str = "") -> None:
+        self.on_event(Event(code, backend.spec.model, backend.digest, message, fallback))
+
+    # ------------------------------------------------------------------- reading
+
+    def role(self, backend: Backend) -> str:
+        """Return `active`, `standby` or `idle`."""
+        route = self._route_of(backend)
+        if route is None:
+            return "idle"
+        return "active" if route.active is backend else "standby"
+
+    def workers(self) -> list[WorkerInfo]:
+        """Return every loaded digest; pid 0 = its worker is dead or quarantined."""
+        return [
+            WorkerInfo(
+                b.spec.model, b.spec.version, b.digest, self.role(b), b.pid if b.ready else 0
+            )
+            for b in self.backends.values()
+        ]
+
+    def stats(self) -> list[DigestStats]:
+        """Return the counters of every digest, also `released` ones; starts the gaps afresh."""
+        found = []
+        for digest, counters in self._counters.items():
+            backend = self.backends.get(digest)
+            gap = 0
+            role = self.role(backend) if backend else "released"
+            if role == "active":
+                route = self.router.routes[counters.spec.model]
+                gap, route.max_gap_ns = route.max_gap_ns // 1000, 0
+            in_flight = len(backend.in_flight) if backend else 0
+            found.append(counters.read(role, in_flight, gap))
+        return found
+
+    # ------------------------------------------------------------------- the end
+
+    def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def close(self, drain_s: float) -> None:
+        """Let open requests finish for up to `drain_s` seconds, then end every worker."""
+        deadline = time.monotonic() + drain_s
+        while self.router.busy and time.monotonic() < deadline:
+            await asyncio.sleep(_POLL_S)
+        for backend in self.backends.values():
+            for fd in backend.files:
+                os.close(fd)
+            backend.files = []
+        children = list(self._launcher.running)
+        for child in children:
+            child.kill()
+        for child in children:
+            await child.ended
+
+
+def _outcome(number: int, report: Report, pid: int) -> Outcome:
+    return Outcome(
+        number, report.ok, report.code, report.message, report.load_ms, report.golden_ms,
+        report.ready_ms, report.memory_kb, pid,
+    )  # fmt: skip
+
+
+def _refused(number: int, code: str, message: str) -> Outcome:
+    return Outcome(number, ok=False, code=code, message=message)
+
+
+def _close(files: Sequence[int]) -> None:
+    for fd in files:
+        os.close(fd)

@@ -1,0 +1,218 @@
+"""Which worker answers which request: routes, admission, deadlines, replay.
+
+All of it runs in one event loop, so a route moves between two requests and never within one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from edgefleet_agent.gateway.backend import Backend
+from edgefleet_agent.gateway.pending import Asker, Pending
+from edgefleet_agent.ipc.frames import NO_JSON
+
+_SWEEP_MIN_S = 0.01
+RETRY_AFTER_S = 1
+
+
+class Route:
+    """Where one model's requests go now, and where they would go if that failed."""
+
+    __slots__ = ("active", "mark_ns", "max_gap_ns", "model", "open", "standby", "waiting")
+
+    def __init__(self, model: str, active: Backend) -> None:
+        self.model = model
+        self.active = active
+        self.standby: Backend | None = None
+        self.waiting: list[Pending] = []  # taken while no worker was there
+        self.open = 0  # taken and not answered
+        self.mark_ns = 0  # last answer, or the arrival that ended an idle time
+        self.max_gap_ns = 0
+
+    def find(self, version: str) -> Backend | None:
+        """Return the backend of a version; '' is the active one."""
+        if not version or self.active.spec.version == version:
+            return self.active
+        if self.standby is not None and self.standby.spec.version == version:
+            return self.standby
+        return None
+
+
+class Router:
+    """Takes requests and sees to it that each gets one answer before its deadline.
+
+    Args:
+        queue_limit: Requests of one model that may be open at once.
+        timeout_s: Deadline of a request that names none.
+        hung: Called with a backend whose worker has not moved for `timeout_s`.
+    """
+
+    def __init__(self, queue_limit: int, timeout_s: float, hung: Callable[[Backend], None]) -> None:
+        self.routes: dict[str, Route] = {}
+        self._queue_limit = queue_limit
+        self._timeout_ns = int(timeout_s * 1e9)
+        self._hung = hung
+        self._open: dict[Pending, None] = {}
+        self._loop = asyncio.get_running_loop()
+        self._sweep_timer: asyncio.TimerHandle | None = None
+        self._sweep_at = 0
+
+    def submit(
+        self,
+        asker: Asker,
+        model: str,
+        version: str,
+        body: bytes,
+        json_length: int,
+        timeout_ns: int = 0,
+    ) -> None:
+        """Take one inference request; the answer comes by `asker.answer`, perhaps at once."""
+        route = self.routes.get(model)
+        if route is None:
+            asker.answer(404, problem(f"There is no model {model!r}.", "unknown_model"), NO_JSON)
+            return
+        pinned = None
+        if version:
+            pinned = route.find(version)
+            if pinned is None:
+                text = f"Model {model!r} has no version {version!r} loaded."
+                asker.answer(404, problem(text, "unknown_version"), NO_JSON)
+                return
+        if route.open >= self._queue_limit:
+            route.active.counters.rejected += 1
+            text = f"{route.open} requests wait for {model!r}; try again later."
+            asker.answer(503, problem(text, "queue_full"), NO_JSON, RETRY_AFTER_S)
+            return
+        now = time.monotonic_ns()
+        if not route.open:
+            route.mark_ns = now
+        route.open += 1
+        deadline = now + (timeout_ns or self._timeout_ns)
+        pending = Pending(asker, route, body, json_length, now, deadline, pinned)
+        self._open[pending] = None
+        if self._sweep_timer is None or deadline < self._sweep_at:
+            self._arm(deadline)
+        self.dispatch(pending)
+
+    def dispatch(self, pending: Pending) -> None:
+        """Ask the worker whose turn it is, wait for one, or refuse if none will come."""
+        route = pending.route
+        backend = pending.pinned or route.active
+        if backend.ready:
+            backend.ask(pending)
+            return
+        standby = route.standby
+        if pending.pinned is None and standby is not None and standby.ready:
+            standby.ask(pending)
+        elif backend.quarantined:
+            self.finish(pending, 503, problem(backend.quarantined, "quarantined"), NO_JSON)
+        else:
+            pending.backend = None
+            route.waiting.append(pending)
+
+    def resume(self, route: Route) -> None:
+        """Dispatch what waited for a worker of this route."""
+        waiting, route.waiting = route.waiting, []
+        for pending in waiting:
+            if not pending.done:
+                self.dispatch(pending)
+
+    def answered(
+        self,
+        pending: Pending,
+        status: int,
+        body: bytes,
+        json_length: int,
+        spent: int,
+        nonfinite: bool,
+    ) -> None:
+        """Pass a worker's answer on."""
+        if pending.done:
+            return
+        if status == 200:
+            assert pending.backend is not None
+            latency = time.monotonic_ns() - pending.arrived
+            pending.backend.counters.answered(latency, spent, nonfinite)
+            self._close(pending)
+            pending.asker.answer(200, body, json_length)
+        else:
+            self.finish(pending, status, body, json_length)
+
+    def finish(self, pending: Pending, status: int, body: bytes, json_length: int) -> None:
+        """Answer a request with an error, and count it where it was last."""
+        if pending.done:
+            return
+        (pending.backend or pending.route.active).counters.refused(status)
+        self._close(pending)
+        retry = RETRY_AFTER_S if status == 503 else 0
+        pending.asker.answer(status, body, json_length, retry)
+
+    def _close(self, pending: Pending) -> None:
+        pending.done = True
+        del self._open[pending]
+        route = pending.route
+        route.open -= 1
+        now = time.monotonic_ns()
+        gap = now - route.mark_ns
+        route.max_gap_ns = max(route.max_gap_ns, gap)
+        route.mark_ns = now
+
+    def gone(self, pending: Pending) -> None:
+        """Answer 404: the model has been withdrawn while the request waited."""
+        text = f"There is no model {pending.route.model!r} any more."
+        self.finish(pending, 404, problem(text, "unknown_model"), NO_JSON)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is open."""
+        return bool(self._open)
+
+    def replay(self, orphans: list[Pending]) -> None:
+        """Ask again what a dead worker left unanswered.
+
+        The first of them is the one it died on, for certain if it was asked alone; such a request
+        is given up, so that it cannot take the standby down as well, and then the next worker.
+        """
+        for index, pending in enumerate(orphans):
+            if not index and pending.alone:
+                text = "Two workers died on this request; it is not tried a third time."
+                self.finish(pending, 500, problem(text, "worker_crashed"), NO_JSON)
+                continue
+            pending.alone = True
+            if pending.backend is not None:
+                pending.backend.counters.replayed += 1
+            self.dispatch(pending)
+
+    def _arm(self, deadline: int) -> None:
+        if self._sweep_timer is not None:
+            self._sweep_timer.cancel()
+        self._sweep_at = deadline
+        delay = max(_SWEEP_MIN_S, (deadline - time.monotonic_ns()) / 1e9)
+        self._sweep_timer = self._loop.call_later(delay, self._sweep)
+
+    def _sweep(self) -> None:
+        """Answer 504 to all whose time is up. Runs only while requests are open."""
+        self._sweep_timer = None
+        now = time.monotonic_ns()
+        for pending in [one for one in self._open if one.deadline <= now]:
+            self.finish(pending, 504, problem("The deadline has passed.", "deadline"), NO_JSON)
+        for route in self.routes.values():
+            route.waiting = [one for one in route.waiting if not one.done]
+            for backend in (route.active, route.standby):
+                if (
+                    backend is not None
+                    and backend.in_flight
+                    and now - backend.progress_ns > self._timeout_ns
+                ):
+                    self._hung(backend)
+        if self._open:
+            self._arm(min(pending.deadline for pending in self._open))
+
+
+def problem(text: str, code: str) -> bytes:
+    """Return the body of an error."""
+    return msgspec.json.encode({"error": text, "code": code})

@@ -1,0 +1,167 @@
+"""The gateway's life: take the run folder, listen, serve, drain, end."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import ipaddress
+import os
+import signal
+import socket
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from edgefleet_agent.gateway.control_server import ControlServer
+from edgefleet_agent.gateway.endpoints import Endpoints
+from edgefleet_agent.gateway.http import Connection
+from edgefleet_agent.gateway.launcher import Launcher
+from edgefleet_agent.gateway.plane import Plane
+from edgefleet_agent.gateway.spawner import Spawner
+from edgefleet_agent.worker import sandbox
+from edgefleet_shared.errors import InvalidInputError, UnavailableError
+
+DRAIN_S = 10.0
+
+
+class Options(NamedTuple):
+    """What the command line says; see `config.Inference` for the numbers."""
+
+    control: Path
+    uds: Path
+    tcp: str
+    addr_file: Path
+    queue_limit: int
+    timeout_s: float
+    max_body_bytes: int
+    threads: int
+    orphan_timeout_s: float
+
+
+def lock(run_dir: Path) -> IO[str]:
+    """Take `gateway.pid` for this process; keep the file open as long as the lock is wanted.
+
+    Raises:
+        UnavailableError: Another gateway has it (code `gateway_running`).
+    """
+    file = (run_dir / "gateway.pid").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        pid = file.read().strip()
+        file.close()
+        raise UnavailableError(
+            f"A gateway runs already in {run_dir} (pid {pid}).",
+            code="gateway_running",
+            hint="End it, or use another run_dir.",
+        ) from error
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Return host and port of `HOST:PORT`.
+
+    Raises:
+        InvalidInputError: Malformed, or not a loopback address: the endpoint has no passwords.
+    """
+    host, _, port = text.rpartition(":")
+    host = host.strip("[]")
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+        number = int(port)
+    except ValueError:
+        loopback, number = False, -1
+    if not loopback or not 0 <= number < 65536:
+        raise InvalidInputError(
+            f"{text!r} is no loopback address.",
+            code="configuration",
+            hint="Give inference.tcp as 127.0.0.1:PORT, or '' for none.",
+        )
+    return host, number
+
+
+class Gateway:
+    """Everything of one gateway process."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._loop = asyncio.get_running_loop()
+        self._over = asyncio.Event()
+        self._closing: asyncio.Task[None] | None = None
+        self._orphan: asyncio.TimerHandle | None = None
+        self._spawner = Spawner()
+        launcher = Launcher(self._spawner, options.threads)
+        self._plane = Plane(launcher, options.queue_limit, options.timeout_s)
+        self._endpoints = Endpoints(self._plane)
+        self._control = ControlServer(self._plane, self.shutdown, self._on_agents)
+        self._servers: list[asyncio.Server] = []
+
+    async def run(self) -> None:
+        """Serve until a signal, `Shutdown`, or too long a time without agentd."""
+        sandbox.become_subreaper()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._begin_closing)
+        self._spawner.start()
+        self._control.listen(self._options.control)
+        await self._listen()
+        self._on_agents(0)
+        await self._over.wait()
+        self._control.close()
+
+    async def _listen(self) -> None:
+        options = self._options
+
+        def connect() -> Connection:
+            return Connection(self._endpoints, options.max_body_bytes)
+
+        options.uds.unlink(missing_ok=True)
+        sock = socket.socket(socket.AF_UNIX)
+        mask = os.umask(0o117)
+        try:
+            sock.bind(str(options.uds))
+        finally:
+            os.umask(mask)
+        self._servers.append(await self._loop.create_unix_server(connect, sock=sock, backlog=128))
+        address = ""
+        if options.tcp:
+            host, port = parse_address(options.tcp)
+            server = await self._loop.create_server(connect, host, port)
+            self._servers.append(server)
+            address = "{}:{}".format(*server.sockets[0].getsockname()[:2])
+        part = options.addr_file.with_suffix(".part")
+        part.write_text(address)
+        part.replace(options.addr_file)
+
+    def _on_agents(self, count: int) -> None:
+        """Start or stop the clock that ends a gateway without agentd."""
+        if self._orphan is not None:
+            self._orphan.cancel()
+            self._orphan = None
+        if not count and self._options.orphan_timeout_s:
+            self._orphan = self._loop.call_later(
+                self._options.orphan_timeout_s, self._begin_closing
+            )
+
+    def _begin_closing(self) -> None:
+        if self._closing is None:
+            self._closing = self._loop.create_task(self._close())
+
+    async def shutdown(self) -> None:
+        """Drain and end zygote and workers; the process ends soon after this returns."""
+        self._begin_closing()
+        assert self._closing is not None
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        for server in self._servers:
+            server.close()
+        for connection in list(self._endpoints.connections):
+            connection.close_when_idle()
+        await self._plane.close(DRAIN_S)
+        await self._spawner.close()
+        for path in (self._options.uds, self._options.control, self._options.addr_file):
+            path.unlink(missing_ok=True)
+        self._loop.call_soon(self._over.set)

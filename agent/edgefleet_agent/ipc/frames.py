@@ -1,0 +1,104 @@
+"""Frames between gateway and worker on a SOCK_STREAM socketpair: a 24-byte header and a body.
+
+Little-endian: body length u32, kind u16, status u16, request id u32, JSON length u32, nanoseconds
+u64. `JSON length` is the Open Inference Protocol's Inference-Header-Content-Length, `NO_JSON` where
+the body is JSON alone. `nanoseconds` is a request's deadline on CLOCK_MONOTONIC, an answer's
+compute time. One worker answers in the order in which it was asked.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+import msgspec
+
+from edgefleet_agent.ipc.control import ModelSpec
+
+HEADER: Final = struct.Struct("<IHHIIQ")
+NO_JSON: Final = 0xFFFFFFFF
+
+OPEN: Final = 1  # gateway -> worker, first: an Order; descriptors come with its first byte
+REPORT: Final = 2  # worker -> gateway, first: a Report
+INFER: Final = 3  # gateway -> worker
+INFER_ALONE: Final = 4  # as INFER; the worker sends all finished answers before it runs this one
+ANSWER: Final = 5  # worker -> gateway
+ANSWER_NONFINITE: Final = 6  # as ANSWER; an output holds NaN or infinity
+
+ROOM = 64 * 1024
+"""Bytes a buffer has at first, and goes back to after a large frame."""
+
+Frame = tuple[int, int, int, int, int, memoryview]
+"""kind, status, request id, JSON length, nanoseconds, body."""
+
+
+class Order(msgspec.Struct, frozen=True):
+    """What a new worker shall do: load `spec`, prove it, and serve unless `prove`.
+
+    `parent` is the gateway's pid: the worker dies with it.
+    """
+
+    spec: ModelSpec
+    prove: bool
+    threads: int
+    parent: int
+
+
+class Report(msgspec.Struct, frozen=True):
+    """How loading ended; fields as in `control.Outcome`."""
+
+    ok: bool
+    code: str = ""
+    message: str = ""
+    load_ms: int = 0
+    golden_ms: int = 0
+    ready_ms: int = 0
+    memory_kb: int = 0
+
+
+def head(kind: int, status: int, number: int, json_length: int, ns: int, length: int) -> bytes:
+    """Return a frame's header for a body of `length` bytes."""
+    return HEADER.pack(length, kind, status, number, json_length, ns)
+
+
+class FrameBuffer:
+    """Collects received bytes and gives out whole frames, without copying bodies."""
+
+    def __init__(self) -> None:
+        self._view = memoryview(bytearray(ROOM))
+        self._start = 0
+        self._end = 0
+
+    def space(self) -> memoryview:
+        """Return where the next bytes shall be received; bodies given out before are void then."""
+        held = self._end - self._start
+        if not held and len(self._view) > ROOM:
+            self._view = memoryview(bytearray(ROOM))
+        need = HEADER.size
+        if held >= need:
+            need += HEADER.unpack_from(self._view, self._start)[0]
+        if not held:
+            self._start = self._end = 0
+        elif self._start + max(need, held + 4096) > len(self._view):
+            kept = bytes(self._view[self._start : self._end])
+            if max(need, held + 4096) > len(self._view):
+                self._view = memoryview(bytearray(max(need, held + 4096)))
+            self._view[:held] = kept
+            self._start, self._end = 0, held
+        return self._view[self._end :]
+
+    def wrote(self, count: int) -> None:
+        """Tell that `count` bytes were received into `space()`."""
+        self._end += count
+
+    def next(self) -> Frame | None:
+        """Return the next whole frame, or None; its body holds until `space` is called."""
+        begin = self._start + HEADER.size
+        if self._end < begin:
+            return None
+        length, kind, status, number, json_length, ns = HEADER.unpack_from(self._view, self._start)
+        end = begin + length
+        if self._end < end:
+            return None
+        self._start = end
+        return kind, status, number, json_length, ns, self._view[begin:end]

@@ -1,0 +1,200 @@
+"""Inference requests and answers of the Open Inference Protocol v2, strictly against a signature.
+
+Messages name what is wrong; whoever sent the request reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from edgefleet_agent.ipc.control import ModelSpec
+from edgefleet_agent.ipc.frames import NO_JSON
+from edgefleet_agent.worker import tensors
+from edgefleet_shared.errors import InvalidInputError
+from edgefleet_shared.package import TensorSpec
+
+
+class _Input(msgspec.Struct):
+    name: str
+    shape: list[int]
+    datatype: str
+    parameters: dict[str, Any] = {}
+    data: msgspec.Raw = msgspec.Raw()
+
+
+class _Output(msgspec.Struct):
+    name: str
+    parameters: dict[str, Any] = {}
+
+
+class _Request(msgspec.Struct):
+    inputs: list[_Input]
+    id: str = ""
+    parameters: dict[str, Any] = {}
+    outputs: list[_Output] | None = None
+
+
+class _Answer(msgspec.Struct, omit_defaults=True):
+    model_name: str
+    model_version: str
+    outputs: list[dict[str, Any]]
+    id: str = ""
+
+
+class Decoded(NamedTuple):
+    """A request that fits: input arrays, its id, and each wanted output with True for binary."""
+
+    inputs: dict[str, np.ndarray]
+    id: str
+    outputs: dict[str, bool]
+
+
+_decode = msgspec.json.Decoder(_Request).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class Codec:
+    """Reads requests for one model and writes its answers."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._spec = spec
+        self._inputs = {tensor.name: tensor for tensor in spec.inputs}
+        self._outputs = {tensor.name: tensor for tensor in spec.outputs}
+        self._all_json = dict.fromkeys(self._outputs, False)
+        self._all_binary = dict.fromkeys(self._outputs, True)
+
+    def decode(self, body: memoryview, json_length: int) -> Decoded:
+        """Return what a request asks for; arrays may be views into `body`.
+
+        Args:
+            body: The HTTP body.
+            json_length: Inference-Header-Content-Length, 0 for a raw tensor, or `NO_JSON`.
+
+        Raises:
+            InvalidInputError: The request does not fit protocol or signature.
+        """
+        if json_length == 0:
+            return self._decode_raw(body)
+        if json_length == NO_JSON:
+            json_length = len(body)
+        elif json_length > len(body):
+            raise InvalidInputError(
+                f"Inference-Header-Content-Length is {json_length}, the body {len(body)} bytes."
+            )
+        try:
+            request = _decode(body[:json_length])
+        except msgspec.DecodeError as error:
+            raise InvalidInputError(f"The request is not as the protocol says: {error}.") from error
+        except UnicodeDecodeError as error:
+            raise InvalidInputError("The request is not UTF-8.") from error
+        arrays: dict[str, np.ndarray] = {}
+        at = json_length
+        for given in request.inputs:
+            if given.name in arrays:
+                raise InvalidInputError(f"Input {given.name!r} is given twice.")
+            self._check(given)
+            size = given.parameters.get("binary_data_size")
+            if size is None:
+                if not given.data:
+                    raise InvalidInputError(f"Input {given.name!r} has neither data nor binary.")
+                arrays[given.name] = tensors.from_json(
+                    given.name, given.datatype, given.shape, given.data
+                )
+                continue
+            if type(size) is not int or not 0 <= size <= len(body) - at or given.data:
+                raise InvalidInputError(f"The binary_data_size of input {given.name!r} is wrong.")
+            arrays[given.name] = tensors.from_binary(
+                given.name, given.datatype, given.shape, body[at : at + size]
+            )
+            at += size
+        if at != len(body):
+            raise InvalidInputError(f"{len(body) - at} bytes after the last tensor.")
+        if missing := self._inputs.keys() - arrays.keys():
+            raise InvalidInputError(f"Input {min(missing)!r} is missing.")
+        return Decoded(arrays, request.id, self._wanted(request))
+
+    def _decode_raw(self, body: memoryview) -> Decoded:
+        if len(self._inputs) != 1:
+            raise InvalidInputError("A raw binary request needs a model with one input.")
+        (expected,) = self._inputs.values()
+        known = prod(size for size in expected.shape if size != -1)
+        width = tensors.DTYPES[expected.datatype].itemsize * known
+        if expected.shape.count(-1) > 1 or expected.datatype == "BYTES" or not width:
+            raise InvalidInputError("A raw binary request cannot tell this input's shape.")
+        shape = [len(body) // width if size == -1 else size for size in expected.shape]
+        array = tensors.from_binary(expected.name, expected.datatype, shape, body)
+        return Decoded({expected.name: array}, "", self._all_binary)
+
+    def _check(self, given: _Input) -> None:
+        expected = self._inputs.get(given.name)
+        if expected is None:
+            raise InvalidInputError(
+                f"The model has no input {given.name[:80]!r}; it has {', '.join(self._inputs)}."
+            )
+        if given.datatype != expected.datatype:
+            raise InvalidInputError(
+                f"Input {given.name!r} is {given.datatype[:20]!r} and must be "
+                f"{expected.datatype!r}."
+            )
+        if not fits(given.shape, expected):
+            raise InvalidInputError(
+                f"Input {given.name!r} has shape {given.shape[:16]} and must have "
+                f"{expected.shape} (-1 = any)."
+            )
+
+    def _wanted(self, request: _Request) -> dict[str, bool]:
+        binary = request.parameters.get("binary_data_output") is True
+        if not request.outputs:
+            return self._all_binary if binary else self._all_json
+        wanted: dict[str, bool] = {}
+        for output in request.outputs:
+            if output.name not in self._outputs:
+                raise InvalidInputError(
+                    f"The model has no output {output.name[:80]!r}; it has "
+                    f"{', '.join(self._outputs)}."
+                )
+            if "classification" in output.parameters:
+                raise InvalidInputError("The classification extension is not supported.")
+            wanted[output.name] = output.parameters.get("binary_data", binary) is True
+        return wanted
+
+    def encode(
+        self, request: Decoded, found: Mapping[str, np.ndarray]
+    ) -> tuple[int, list[bytes], bool]:
+        """Return (JSON length or `NO_JSON`, parts of the body, whether an output is not finite).
+
+        Raises:
+            InvalidInputError: An FP16 output was asked for as JSON.
+        """
+        outputs: list[dict[str, Any]] = []
+        parts: list[bytes] = []
+        nonfinite = False
+        for name, binary in request.outputs.items():
+            array = found[name]
+            kind = self._outputs[name].datatype
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                nonfinite = True
+            entry: dict[str, Any] = {"name": name, "datatype": kind, "shape": list(array.shape)}
+            if binary:
+                data = tensors.to_binary(array)
+                entry["parameters"] = {"binary_data_size": len(data)}
+                parts.append(data)
+            elif kind == "FP16":
+                raise InvalidInputError(f"Output {name!r} is FP16: ask for it as binary data.")
+            else:
+                entry["data"] = tensors.to_json(array)
+            outputs.append(entry)
+        text = _encode(_Answer(self._spec.model, self._spec.version, outputs, request.id))
+        return (len(text) if parts else NO_JSON), [text, *parts], nonfinite
+
+
+def fits(shape: list[int], expected: TensorSpec) -> bool:
+    """Tell whether a concrete shape fits a signature, where -1 is any size."""
+    return len(shape) == len(expected.shape) and all(
+        got >= 0 and want in {-1, got} for got, want in zip(shape, expected.shape, strict=True)
+    )

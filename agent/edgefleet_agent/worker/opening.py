@@ -1,0 +1,127 @@
+"""From an order to a session that has proved itself: open, golden vectors, warm-up."""
+
+from __future__ import annotations
+
+import mmap
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from edgefleet_agent.ipc.frames import Order, Report
+from edgefleet_agent.ports import Session
+from edgefleet_agent.worker import compose, golden, sandbox, tensors
+from edgefleet_agent.worker.codec import fits
+from edgefleet_shared.errors import EdgeFleetError, IncompatibleError, InvalidInputError
+
+WARM_UP_RUNS = 3
+_OUT_OF_MEMORY = ("bad_alloc", "Failed to allocate memory", "std::length_error", "errno 12")
+
+
+class Opened(NamedTuple):
+    """The report, and the session unless the report is a refusal."""
+
+    report: Report
+    session: Session | None
+
+
+def open_model(order: Order, files: Sequence[int]) -> Opened:
+    """Load the model, compare its golden vectors, run it warm. Never raises for a bad model."""
+    try:
+        return _open(order, files)
+    except EdgeFleetError as error:
+        return Opened(Report(ok=False, code=error.code, message=str(error)), None)
+    except MemoryError:
+        return Opened(_out_of_memory(order, "no memory is left"), None)
+    except (RuntimeError, ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno == 12:
+            return Opened(_out_of_memory(order, str(error)), None)
+        if any(sign in str(error) for sign in _OUT_OF_MEMORY):
+            return Opened(_out_of_memory(order, str(error)), None)
+        return Opened(Report(ok=False, code="load_failed", message=str(error)), None)
+
+
+def _out_of_memory(order: Order, why: str) -> Report:
+    limit = order.spec.limits.memory_mb
+    return Report(
+        ok=False,
+        code="out_of_memory",
+        message=f"The model needs more than the {limit} MB that its package allows: {why}",
+    )
+
+
+def _open(order: Order, files: Sequence[int]) -> Opened:
+    spec = order.spec
+    started = time.monotonic_ns()
+    accelerator = compose.accelerator(spec.accelerator)
+    if why_not := accelerator.compatible(spec):
+        raise IncompatibleError(why_not, code="unsupported_accelerator")
+    slot = accelerator.reserve(spec)
+    accelerator.program(slot, spec, files)
+    session = compose.runtime(spec.runtime).open(spec, files, accelerator.providers(spec))
+    loaded = time.monotonic_ns()
+    cases = _golden_cases(order, files)
+    for index, case in enumerate(cases):
+        found = run_checked(session, order, case.inputs)
+        golden.compare(index, found, case.outputs, spec.golden)
+    proved = time.monotonic_ns()
+    inputs = cases[0].inputs if cases else _zeros(order)
+    for _ in range(WARM_UP_RUNS):
+        run_checked(session, order, inputs)
+    return Opened(
+        Report(
+            ok=True,
+            load_ms=(loaded - started) // 1_000_000,
+            golden_ms=(proved - loaded) // 1_000_000,
+            ready_ms=(time.monotonic_ns() - started) // 1_000_000,
+            memory_kb=sandbox.private_kb(),
+        ),
+        session,
+    )
+
+
+def _golden_cases(order: Order, files: Sequence[int]) -> list[golden.Case]:
+    wanted = order.spec.golden
+    if wanted is None:
+        return []
+    for entry, fd in zip(order.spec.files, files, strict=True):
+        if entry.path == wanted.path:
+            with mmap.mmap(fd, entry.size, prot=mmap.PROT_READ) as mapping:
+                return golden.read(bytes(mapping), wanted, order.spec)
+    raise InvalidInputError(f"The package lacks {wanted.path!r}.", code="load_failed")
+
+
+def _zeros(order: Order) -> dict[str, np.ndarray]:
+    made: dict[str, np.ndarray] = {}
+    for tensor in order.spec.inputs:
+        shape = [1 if size == -1 else size for size in tensor.shape]
+        if tensor.datatype == "BYTES":
+            made[tensor.name] = np.full(shape, "", object)
+        else:
+            made[tensor.name] = np.zeros(shape, tensors.DTYPES[tensor.datatype])
+    return made
+
+
+def run_checked(
+    session: Session, order: Order, inputs: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Run once and compare the outputs with the signature.
+
+    Raises:
+        ValueError: The model does not do what its signature says.
+        RuntimeError: The runtime failed.
+    """
+    found = session.run(inputs)
+    for tensor in order.spec.outputs:
+        array = found.get(tensor.name)
+        if not isinstance(array, np.ndarray):
+            raise ValueError(
+                f"The model has no output tensor {tensor.name!r}; it has {', '.join(found)}."
+            )
+        if tensors.datatype(array) != tensor.datatype or not fits(list(array.shape), tensor):
+            raise ValueError(
+                f"Output {tensor.name!r} is {tensors.datatype(array)} {list(array.shape)}; the "
+                f"package says {tensor.datatype} {tensor.shape}."
+            )
+    return found

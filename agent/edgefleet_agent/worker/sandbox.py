@@ -1,0 +1,96 @@
+"""What a worker gives up before it touches a model, and the limits it lives under."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+from collections.abc import Iterable
+from pathlib import Path
+
+from edgefleet_agent.ipc.frames import Order
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_NO_NEW_PRIVS = 38
+_OOM_SCORE = 500  # between 0 and 1000: a worker goes long before agentd does
+_NICE_LOADING = 10
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def prctl(option: int, value: int) -> None:
+    """Call prctl(2).
+
+    Raises:
+        OSError: The kernel refuses.
+    """
+    if _libc.prctl(option, value, 0, 0, 0):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def become_subreaper() -> None:
+    """Make this process the parent of every orphan below it."""
+    prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def die_with_parent(parent: int) -> None:
+    """Ask the kernel to kill this process when `parent` dies; exit at once if it has died."""
+    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def close_others(keep: Iterable[int]) -> None:
+    """Close every descriptor but 0, 1, 2 and those to keep."""
+    below = 3
+    for fd in sorted(set(keep) - {0, 1, 2}):
+        os.closerange(below, fd)
+        below = fd + 1
+    os.closerange(below, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+
+
+def give_up_rights(descriptors: int) -> None:
+    """Forbid new privileges and core dumps, allow few descriptors, volunteer for the OOM killer."""
+    prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _lower(resource.RLIMIT_NOFILE, descriptors + 48)
+    path = Path("/proc/self/oom_score_adj")
+    if int(path.read_text()) < _OOM_SCORE:
+        path.write_text(str(_OOM_SCORE))
+
+
+def limit(order: Order) -> None:
+    """Set the package's limits: memory above what the process has now, file size, CPU to prove."""
+    limits = order.spec.limits
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    held = pages * resource.getpagesize()
+    _lower(resource.RLIMIT_AS, held + limits.memory_mb * 2**20)
+    _lower(resource.RLIMIT_FSIZE, limits.disk_mb * 2**20)
+    if order.prove:
+        _lower(resource.RLIMIT_CPU, max(1, limits.load_s) * max(1, order.threads))
+
+
+def _lower(which: int, wanted: int) -> None:
+    _, hard = resource.getrlimit(which)
+    value = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(which, (value, value))
+
+
+def lower_this_thread() -> None:
+    """Give the calling thread a low priority; threads made before it keep theirs.
+
+    Not SCHED_IDLE: on a machine that is busy with inference it would load for minutes.
+    """
+    os.nice(_NICE_LOADING)  # on Linux a thread's own
+
+
+def private_kb() -> int:
+    """Return the kilobytes of memory that no other process shares."""
+    total = 0
+    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
+        if line.startswith("Private_"):
+            total += int(line.split()[1])
+    return total
