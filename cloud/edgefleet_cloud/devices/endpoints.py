@@ -1,0 +1,77 @@
+"""/v1/devices: register, look up, label, decommission, and what a device should and does run."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Response
+
+from edgefleet_cloud.devices.schemas import Device, DeviceChange, DeviceState, NewDevice
+from edgefleet_cloud.devices.service import Devices
+from edgefleet_cloud.paging import PageOf, Paging
+from edgefleet_cloud.web import Actor, Db, IfMatch, check_match, part, set_etag
+
+router = APIRouter(prefix="/v1/devices", tags=["devices"])
+Service = Annotated[Devices, Depends(part(Devices))]
+
+
+@router.get("")
+def list_devices(devices: Service, db: Db, query: Paging) -> PageOf[Device]:
+    """List devices; filter on id, hardware, state, online, last_seen, created and labels.*."""
+    with db.read() as session:
+        rows, token = devices.page(session, query)
+        return PageOf(items=[Device.of(row) for row in rows], next_page_token=token)
+
+
+@router.post("", status_code=201)
+def register_device(
+    devices: Service, db: Db, actor: Actor, body: NewDevice, response: Response
+) -> Device:
+    """Register a device; `POST /v1/devices/{id}/tickets` then lets it enrol."""
+    with db.write() as session:
+        row = devices.create(session, body.id, body.labels, body.hardware, actor)
+        set_etag(response, row.revision)
+        return Device.of(row)
+
+
+@router.get("/{device_id}")
+def get_device(devices: Service, db: Db, device_id: str, response: Response) -> Device:
+    """Answer one device. Its ETag changes with what operators set, not with reports."""
+    with db.read() as session:
+        row = devices.get(session, device_id)
+        set_etag(response, row.revision)
+        return Device.of(row)
+
+
+@router.patch("/{device_id}")
+def change_device(
+    devices: Service,
+    db: Db,
+    actor: Actor,
+    device_id: str,
+    body: DeviceChange,
+    response: Response,
+    if_match: IfMatch = None,
+) -> Device:
+    """Change labels and hardware by a merge patch."""
+    with db.write() as session:
+        row = devices.get(session, device_id)
+        check_match(if_match, row.revision)
+        devices.change(session, row, body.labels, body.hardware, actor)
+        set_etag(response, row.revision)
+        return Device.of(row)
+
+
+@router.delete("/{device_id}")
+def decommission_device(devices: Service, db: Db, actor: Actor, device_id: str) -> Device:
+    """Decommission a device: its key counts no more, its history stays, its id is not reused."""
+    with db.write() as session:
+        return Device.of(devices.decommission(session, devices.get(session, device_id), actor))
+
+
+@router.get("/{device_id}/state")
+def get_device_state(devices: Service, db: Db, device_id: str) -> DeviceState:
+    """Answer what a device should run beside what it last reported."""
+    with db.read() as session:
+        row = devices.get(session, device_id)
+        return DeviceState.of(row, devices.desired(session, device_id))

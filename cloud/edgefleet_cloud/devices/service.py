@@ -1,0 +1,181 @@
+"""What can be done with devices. The caller owns the session and its commit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from sqlmodel import Session
+
+from edgefleet_cloud.devices import repository
+from edgefleet_cloud.devices.labels import check_hardware, check_labels, patch
+from edgefleet_cloud.devices.tables import DECOMMISSIONED, DeviceRow
+from edgefleet_cloud.errors import ConflictError, NotFoundError
+from edgefleet_cloud.filters import Node, parse
+from edgefleet_cloud.paging import PageQuery, paginate
+from edgefleet_cloud.ports import Clock, EventSink, system_clock
+from edgefleet_shared.identifiers import check_name
+from edgefleet_shared.messages import SlotAssignment
+from edgefleet_shared.steps import Step
+from edgefleet_shared.trust import format_time
+
+DesiredSlots = Callable[[Session, str], Mapping[str, SlotAssignment]]
+"""What a device's newest assignment says, by slot; answered by the room that assigns."""
+
+
+def nothing_desired(_session: Session, _device_id: str) -> Mapping[str, SlotAssignment]:
+    """Answer for a device that nothing was assigned to."""
+    return {}
+
+
+class Devices:
+    """The devices of the fleet.
+
+    Args:
+        events: Told of what operators change.
+        desired: Knows what a device should run.
+        clock: Dates what is created.
+    """
+
+    def __init__(
+        self,
+        events: EventSink,
+        desired: DesiredSlots = nothing_desired,
+        clock: Clock = system_clock,
+    ) -> None:
+        self._events = events
+        self._clock = clock
+        self.desired = desired
+
+    def get(self, session: Session, device_id: str) -> DeviceRow:
+        """Return a device.
+
+        Raises:
+            NotFoundError: There is none of this id.
+        """
+        row = repository.find(session, device_id)
+        if row is None:
+            raise NotFoundError(
+                f"There is no device {device_id[:80]!r}.", hint="GET /v1/devices lists them."
+            )
+        return row
+
+    def page(
+        self, session: Session, query: PageQuery, within: Node | None = None
+    ) -> tuple[Sequence[DeviceRow], str]:
+        """Return one page and the token of the next, of all or of those that `within` means.
+
+        Raises:
+            InvalidInputError: A bad filter, order or token.
+        """
+        node = self.selector(query.filter) if query.filter else None
+        sortable = {"id": DeviceRow.id, "created": DeviceRow.created}
+        return paginate(
+            session,
+            repository.statement(node, within),
+            query,
+            sortable,  # type: ignore[arg-type]  # SQLModel types a column as its value
+            DeviceRow.id,  # type: ignore[arg-type]  # as above
+            default="id",
+        )
+
+    def selector(self, text: str) -> Node:
+        """Return the tree of a filter over devices.
+
+        Raises:
+            InvalidInputError: code `invalid_filter`.
+        """
+        return parse(text, repository.SCHEMA)
+
+    def matching(self, session: Session, selector: Node | str) -> Sequence[DeviceRow]:
+        """Return every device that a selector means, by id; decommissioned ones never are.
+
+        Raises:
+            InvalidInputError: The selector is text and cannot be read.
+        """
+        node = self.selector(selector) if isinstance(selector, str) else selector
+        return repository.matching(session, node)
+
+    def create(
+        self, session: Session, device_id: str, labels: Mapping[str, str], hardware: str, actor: str
+    ) -> DeviceRow:
+        """Register a device, which may then be given a ticket.
+
+        Raises:
+            InvalidInputError: A bad id, label or hardware.
+            ConflictError: The id is taken, by a decommissioned device perhaps.
+        """
+        check_name(device_id, "device")
+        if repository.find(session, device_id):
+            raise ConflictError(
+                f"There is a device {device_id!r} already.",
+                code="device_exists",
+                hint="PATCH it to change labels, or choose another id.",
+            )
+        row = DeviceRow(
+            id=device_id,
+            created=format_time(self._clock()),
+            labels=check_labels(labels),
+            hardware=check_hardware(hardware),
+        )
+        session.add(row)
+        session.flush()
+        self._tell(session, row, "registered", f"{device_id} is registered.", actor)
+        return row
+
+    def change(
+        self,
+        session: Session,
+        row: DeviceRow,
+        labels: Mapping[str, str | None] | None,
+        hardware: str | None,
+        actor: str,
+    ) -> DeviceRow:
+        """Patch labels (null removes one) and hardware; what is None stays.
+
+        Raises:
+            InvalidInputError: A bad label or hardware.
+            ConflictError: The device is decommissioned.
+        """
+        refuse_decommissioned(row)
+        if labels is not None:
+            row.labels = patch(row.labels, labels)
+        if hardware is not None:
+            row.hardware = check_hardware(hardware)
+        row.revision += 1
+        session.add(row)
+        self._tell(session, row, "changed", f"{row.id} is described anew.", actor)
+        return row
+
+    def decommission(self, session: Session, row: DeviceRow, actor: str) -> DeviceRow:
+        """Take a device out for good: its key counts no more. Doing it again changes nothing."""
+        if row.state != DECOMMISSIONED:
+            row.state, row.online = DECOMMISSIONED, False
+            row.revision += 1
+            session.add(row)
+            self._tell(session, row, "decommissioned", f"{row.id} is decommissioned.", actor)
+        return row
+
+    def _tell(self, session: Session, row: DeviceRow, what: str, message: str, actor: str) -> None:
+        self._events.record(
+            session,
+            type=f"device.{what}",
+            step=Step.TARGET,
+            subject=f"devices/{row.id}",
+            message=message,
+            actor=actor,
+            data={"labels": row.labels, "hardware": row.hardware},
+        )
+
+
+def refuse_decommissioned(row: DeviceRow) -> None:
+    """Check that a device is in service.
+
+    Raises:
+        ConflictError: It is decommissioned (code `decommissioned`).
+    """
+    if row.state == DECOMMISSIONED:
+        raise ConflictError(
+            f"{row.id} is decommissioned.",
+            code="decommissioned",
+            hint="Register a new device under another id.",
+        )

@@ -1,0 +1,49 @@
+"""The devices' table. Times are RFC 3339 UTC text in the form of `trust.format_time`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import JSON, Column
+from sqlmodel import Field, SQLModel
+
+REGISTERED = "registered"
+ENROLLED = "enrolled"
+DECOMMISSIONED = "decommissioned"
+
+
+class DeviceRow(SQLModel, table=True):
+    """One device: who it is, what it was assigned, and the newest it said about itself.
+
+    Attributes:
+        revision: Grows with each change by an operator; the ETag.
+        public_key: PEM of its key; '' before enrolment.
+        key: Digest of the key's SPKI DER; '' before enrolment.
+        enrollment: How many times it enrolled. A new enrolment starts its sequences anew.
+        counter: Newest assignment counter that was given out for it; never shrinks.
+        boot: Which start of the agent spoke last.
+        reported: The newest `messages.Reported` as JSON, or None.
+        reported_seq: Its sequence number; 0 if there is none.
+    """
+
+    __tablename__ = "devices"
+
+    id: str = Field(primary_key=True)
+    created: str = Field(index=True)
+    revision: int = 1
+    labels: dict[str, str] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    hardware: str
+    state: str = Field(default=REGISTERED, index=True)
+    public_key: str = ""
+    key: str = ""
+    enrollment: int = 0
+    counter: int = 0
+    online: bool = False
+    boot: str = ""
+    last_seen: str | None = None
+    reported: dict[str, Any] | None = Field(
+        default=None, sa_column=Column(JSON(none_as_null=True), nullable=True)
+    )
+    reported_seq: int = 0
+    reported_at: str | None = None
+    agent: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))

@@ -1,0 +1,167 @@
+"""Tickets and certificates. The caller owns the session and its commit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import NamedTuple
+
+from sqlmodel import Session
+
+from edgefleet_cloud.devices.service import Devices, refuse_decommissioned
+from edgefleet_cloud.devices.tables import ENROLLED, DeviceRow
+from edgefleet_cloud.enrollments import certificates, repository, tickets
+from edgefleet_cloud.enrollments.tables import TicketRow
+from edgefleet_cloud.errors import ForbiddenError
+from edgefleet_cloud.ports import Catalog, Clock, EventSink, system_clock
+from edgefleet_shared.identifiers import sha256_digest
+from edgefleet_shared.steps import Step
+from edgefleet_shared.trust import format_time, parse_time
+
+
+class Addresses(NamedTuple):
+    """Where a device finds the fleet: the API's base URL and the broker's."""
+
+    api: str
+    broker: str
+
+
+class Issued(NamedTuple):
+    """A ticket's text and its end."""
+
+    text: str
+    not_after: str
+
+
+class Enrolled(NamedTuple):
+    """What a device is told once: who it is and where the fleet answers."""
+
+    fleet: str
+    device: str
+    certificate: str
+    ca: str
+    root: bytes
+    addresses: Addresses
+    counter: int
+
+
+class Enrollments:
+    """Gives tickets to operators and certificates to devices.
+
+    Args:
+        fleet: The fleet's name.
+        ca: Signs certificates.
+        catalog: Knows the first TUF root, on which a device pins its trust.
+        devices: Finds devices.
+        events: Told of tickets, enrolments and refusals.
+        addresses: Asked each time, for ports are known only once everything runs.
+        clock: Tells the time.
+    """
+
+    def __init__(
+        self,
+        fleet: str,
+        ca: certificates.DeviceCa,
+        catalog: Catalog,
+        devices: Devices,
+        events: EventSink,
+        addresses: Callable[[], Addresses],
+        clock: Clock = system_clock,
+    ) -> None:
+        self._fleet = fleet
+        self._ca = ca
+        self._catalog = catalog
+        self._devices = devices
+        self._events = events
+        self._addresses = addresses
+        self._clock = clock
+
+    def issue(self, session: Session, device_id: str, life: timedelta, actor: str) -> Issued:
+        """Return a new ticket for a device; it is shown once, and only its hash is kept.
+
+        Raises:
+            NotFoundError: There is no such device.
+            ConflictError: It is decommissioned.
+        """
+        row = self._devices.get(session, device_id)
+        refuse_decommissioned(row)
+        now = self._clock()
+        root = sha256_digest(self._catalog.first_root())
+        ticket = tickets.issue(self._fleet, row.id, self._addresses().api, root, now + life)
+        session.add(
+            TicketRow(
+                secret_hash=tickets.secret_hash(ticket),
+                device=row.id,
+                created=format_time(now),
+                not_after=ticket.not_after,
+            )
+        )
+        message = f"A ticket for {row.id} was made, good until {ticket.not_after}."
+        self._tell(session, row, "device.ticket", message, actor)
+        return Issued(tickets.encode(ticket), ticket.not_after)
+
+    def enroll(self, session: Session, text: str, request: str) -> Enrolled:
+        """Burn a ticket and return its device's certificate for the key in the request.
+
+        A request that cannot be used leaves the ticket as it is.
+
+        Raises:
+            InvalidInputError: Not a ticket or not a request that may be signed.
+            ForbiddenError: The ticket is unknown, used or expired (code `ticket_refused`).
+            ConflictError: The device is decommissioned.
+        """
+        key = certificates.read_request(request)
+        ticket = tickets.decode(text)
+        now = self._clock()
+        row = self._redeem(session, ticket)
+        described = certificates.describe(key)
+        certificate = self._ca.sign(key, self._fleet, row.id, now)
+        # A new key starts a new life: what the old one numbered says nothing about it.
+        row.state, row.public_key, row.key = ENROLLED, described.pem, described.digest
+        row.enrollment += 1
+        row.revision += 1
+        row.reported_seq = 0
+        session.add(row)
+        self._tell(session, row, "device.enrolled", f"{row.id} enrolled.", f"devices/{row.id}")
+        return Enrolled(
+            self._fleet,
+            row.id,
+            certificate,
+            self._ca.pem,
+            self._catalog.first_root(),
+            self._addresses(),
+            row.counter,
+        )
+
+    def _redeem(self, session: Session, ticket: tickets.Ticket) -> DeviceRow:
+        """Return the device of a ticket that was good until now; from now on it is used."""
+        now = self._clock()
+        found = repository.find(session, tickets.secret_hash(ticket))
+        if found is None or (found.device, self._fleet) != (ticket.device, ticket.fleet):
+            raise _refused("The ticket is not one of this fleet's.")
+        row = self._devices.get(session, found.device)
+        refuse_decommissioned(row)
+        if parse_time(found.not_after) <= now:
+            raise _refused(f"The ticket expired at {found.not_after}.")
+        if not repository.burn(session, found.secret_hash, format_time(now)):
+            raise _refused(f"The ticket was used at {found.used}.")
+        return row
+
+    def _tell(self, session: Session, row: DeviceRow, kind: str, message: str, actor: str) -> None:
+        self._events.record(
+            session,
+            type=kind,
+            step=Step.TARGET,
+            subject=f"devices/{row.id}",
+            message=message,
+            actor=actor,
+            data={"key": row.key},
+        )
+
+
+def _refused(message: str) -> ForbiddenError:
+    return ForbiddenError(
+        message,
+        code="ticket_refused",
+        hint="Ask the operator for a new one: POST /v1/devices/{id}/tickets.",
+    )

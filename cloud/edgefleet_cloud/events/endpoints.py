@@ -1,0 +1,128 @@
+"""GET /v1/events: a page of the log, or the log as it grows (server-sent events)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, ConfigDict
+
+from edgefleet_cloud.events.service import EventLog
+from edgefleet_cloud.events.tables import EventRow
+from edgefleet_cloud.filters import Node
+from edgefleet_cloud.paging import PageOf, Paging
+from edgefleet_cloud.web import Db, RequestDatabase, part
+
+STREAM = "text/event-stream"
+KEEP_ALIVE_S = 15.0
+CHUNK = 200
+
+router = APIRouter(prefix="/v1/events", tags=["events"])
+Log = Annotated[EventLog, Depends(part(EventLog))]
+
+
+class Event(BaseModel):
+    """One thing that happened."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": 42,
+                    "ts": "2026-01-31T12:00:00.000Z",
+                    "type": "device.enrolled",
+                    "step": "report",
+                    "subject": "devices/cam-1",
+                    "actor": "devices/cam-1",
+                    "message": "cam-1 enrolled.",
+                    "data": {},
+                }
+            ]
+        }
+    )
+
+    id: int
+    ts: str
+    type: str
+    step: str
+    subject: str
+    actor: str
+    message: str
+    data: dict[str, Any]
+
+
+@router.get(
+    "",
+    response_model=PageOf[Event],
+    responses={200: {"content": {STREAM: {"schema": {"type": "string"}}}}},
+)
+async def read_events(
+    request: Request,
+    log: Log,
+    db: Db,
+    query: Paging,
+    last_event_id: Annotated[str | None, Header(alias="Last-Event-ID")] = None,
+) -> Response | PageOf[Event]:
+    """Answer a page, oldest first, or with `Accept: text/event-stream` follow the log.
+
+    The stream begins after `Last-Event-ID` (0: from the first event), without it with what
+    happens next; `filter` holds for both, `page_size` and `page_token` for pages alone.
+    """
+    node = log.parse(query.filter)
+    if STREAM not in request.headers.get("accept", ""):
+        return await run_in_threadpool(_page, log, db, query)
+    position = await run_in_threadpool(_position, log, db, last_event_id)
+    return StreamingResponse(
+        follow(log, db, node, position),
+        media_type=STREAM,
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+    )
+
+
+async def follow(
+    log: EventLog, db: RequestDatabase, node: Node | None, last: int
+) -> AsyncIterator[str]:
+    """Yield the stream's text from after event `last`, until the log's feed closes."""
+    with log.feed.listen() as news:
+        yield "retry: 1000\n\n"
+        while not log.feed.closed:
+            news.clear()  # before reading: what comes while we read rings again
+            rows, last = await run_in_threadpool(_after, log, db, last, node)
+            for row in rows:
+                yield f"id: {row.id}\ndata: {_event(row).model_dump_json()}\n\n"
+            if len(rows) < CHUNK and not await _within(news, KEEP_ALIVE_S):
+                yield ": still here\n\n"
+
+
+async def _within(news: asyncio.Event, seconds: float) -> bool:
+    try:
+        await asyncio.wait_for(news.wait(), seconds)
+    except TimeoutError:
+        return False
+    return True
+
+
+def _page(log: EventLog, db: RequestDatabase, query: Paging) -> PageOf[Event]:
+    with db.read() as session:
+        rows, token = log.page(session, query)
+    return PageOf(items=[_event(row) for row in rows], next_page_token=token)
+
+
+def _position(log: EventLog, db: RequestDatabase, last_event_id: str | None) -> int:
+    with db.read() as session:
+        return log.position(session, last_event_id)
+
+
+def _after(
+    log: EventLog, db: RequestDatabase, last: int, node: Node | None
+) -> tuple[Sequence[EventRow], int]:
+    with db.read() as session:
+        return log.after(session, last, node, CHUNK)
+
+
+def _event(row: EventRow) -> Event:
+    return Event(**row.model_dump())

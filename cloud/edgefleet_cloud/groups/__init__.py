@@ -1,0 +1,1 @@
+"""Groups: named filters over devices, always up to date."""
