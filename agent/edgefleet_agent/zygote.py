@@ -16,6 +16,7 @@ import socket
 import struct
 import sys
 import traceback
+from pathlib import Path
 from typing import NoReturn
 
 from edgefleet_agent.worker import compose, environment, sandbox, serving
@@ -41,7 +42,7 @@ def main() -> None:
 
 
 def _fork(control: socket.socket, fd: int) -> int:
-    if len(os.listdir("/proc/self/task")) != 1:
+    if len(list(Path("/proc/self/task").iterdir())) != 1:
         return -errno.EDEADLK  # a lock of another thread would stay locked in the child for ever
     reader, writer = os.pipe()
     try:
@@ -53,8 +54,8 @@ def _fork(control: socket.socket, fd: int) -> int:
     if not child:
         _between(control, writer, fd)
     os.close(writer)
-    with open(reader, "rb") as pipe:
-        told = pipe.read(4)
+    told = os.read(reader, 4)
+    os.close(reader)
     os.waitpid(child, 0)
     return struct.unpack("<i", told)[0] if len(told) == 4 else -errno.EAGAIN
 

@@ -164,8 +164,7 @@ class Gateway:
         def find():
             for pid in self.children():
                 if b"edgefleet_agent.zygote" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    if os.getpgid(pid):
-                        return pid
+                    return pid
             return 0
 
         return wait_for(find, "the zygote")

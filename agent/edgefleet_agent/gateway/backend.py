@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections import deque
@@ -52,6 +53,7 @@ class Backend:
         self._on_death = on_death
         self._deaths: deque[float] = deque(maxlen=CRASHES)
         self._number = 0
+        self._drained: asyncio.Future[None] | None = None
         self._link: Link | None = None
         self._child: Child | None = None
 
@@ -97,11 +99,14 @@ class Backend:
         self.progress_ns = time.monotonic_ns()
         nonfinite = kind == frames.ANSWER_NONFINITE
         self._on_answer(pending, status, bytes(body), json_length, spent, nonfinite)
+        if self._drained is not None and not self.in_flight:
+            self._tell_drained()
 
     def _on_lost(self) -> None:
         if self._link is None:
             return  # it was asked to go
         self._link = None
+        self._tell_drained()
         self._deaths.append(time.monotonic())
         self.counters.crashes += 1
         self._on_death(self)
@@ -121,6 +126,16 @@ class Backend:
         orphans = [pending for pending in self.in_flight.values() if not pending.done]
         self.in_flight.clear()
         return orphans
+
+    async def drained(self, patience_s: float) -> None:
+        """Wait until the worker has nothing to do or is dead, or for so many seconds."""
+        if self.in_flight and self.ready:
+            self._drained = asyncio.get_running_loop().create_future()
+            await asyncio.wait([self._drained], timeout=patience_s)
+
+    def _tell_drained(self) -> None:
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
 
     def kill(self) -> None:
         """Kill a worker that hangs; its death is then like any other."""

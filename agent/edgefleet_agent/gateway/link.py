@@ -25,7 +25,7 @@ class Link(asyncio.BufferedProtocol):
         """Keep the transport."""
         self._transport = cast("asyncio.WriteTransport", transport)
 
-    def get_buffer(self, sizehint: int) -> memoryview:  # type: ignore[override]  # typeshed: bytearray
+    def get_buffer(self, sizehint: int) -> memoryview:
         """Return where to receive."""
         del sizehint
         return self._buffer.space()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
@@ -25,7 +24,6 @@ from edgefleet_agent.ipc.frames import Report
 
 T = TypeVar("T")
 _END_S = 2.0
-_POLL_S = 0.02
 _KEPT_COUNTERS = 64
 
 
@@ -140,9 +138,7 @@ class Plane:
         return Outcome(number, ok=True)
 
     async def _drain(self, backend: Backend, drain_s: float) -> None:
-        deadline = time.monotonic() + drain_s
-        while backend.in_flight and backend.ready and time.monotonic() < deadline:
-            await asyncio.sleep(_POLL_S)
+        await backend.drained(drain_s)
         route = self._route_of(backend)
         if route is None or route.active is not backend:
             await self._forget(backend)
@@ -263,9 +259,7 @@ class Plane:
 
     async def close(self, drain_s: float) -> None:
         """Let open requests finish for up to `drain_s` seconds, then end every worker."""
-        deadline = time.monotonic() + drain_s
-        while self.router.busy and time.monotonic() < deadline:
-            await asyncio.sleep(_POLL_S)
+        await self.router.quiet(drain_s)
         for backend in self.backends.values():
             for fd in backend.files:
                 os.close(fd)

@@ -60,6 +60,7 @@ class Router:
         self._loop = asyncio.get_running_loop()
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._sweep_at = 0
+        self._quiet: asyncio.Future[None] | None = None
 
     def submit(
         self,
@@ -154,6 +155,8 @@ class Router:
     def _close(self, pending: Pending) -> None:
         pending.done = True
         del self._open[pending]
+        if self._quiet is not None and not self._open and not self._quiet.done():
+            self._quiet.set_result(None)
         route = pending.route
         route.open -= 1
         now = time.monotonic_ns()
@@ -166,10 +169,11 @@ class Router:
         text = f"There is no model {pending.route.model!r} any more."
         self.finish(pending, 404, problem(text, "unknown_model"), NO_JSON)
 
-    @property
-    def busy(self) -> bool:
-        """Whether a request is open."""
-        return bool(self._open)
+    async def quiet(self, patience_s: float) -> None:
+        """Wait until no request is open, or for so many seconds."""
+        if self._open:
+            self._quiet = self._loop.create_future()
+            await asyncio.wait([self._quiet], timeout=patience_s)
 
     def replay(self, orphans: list[Pending]) -> None:
         """Ask again what a dead worker left unanswered.

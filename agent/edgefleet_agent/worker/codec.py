@@ -92,31 +92,33 @@ class Codec:
             raise InvalidInputError(f"The request is not as the protocol says: {error}.") from error
         except UnicodeDecodeError as error:
             raise InvalidInputError("The request is not UTF-8.") from error
+        arrays = self._arrays(request, body, json_length)
+        if missing := self._inputs.keys() - arrays.keys():
+            raise InvalidInputError(f"Input {min(missing)!r} is missing.")
+        return Decoded(arrays, request.id, self._wanted(request))
+
+    def _arrays(self, request: _Request, body: memoryview, at: int) -> dict[str, np.ndarray]:
+        """Return the inputs; binary tensors stand one after the other from `at` on."""
         arrays: dict[str, np.ndarray] = {}
-        at = json_length
         for given in request.inputs:
-            if given.name in arrays:
-                raise InvalidInputError(f"Input {given.name!r} is given twice.")
+            name = given.name
+            if name in arrays:
+                raise InvalidInputError(f"Input {name!r} is given twice.")
             self._check(given)
             size = given.parameters.get("binary_data_size")
             if size is None:
                 if not given.data:
-                    raise InvalidInputError(f"Input {given.name!r} has neither data nor binary.")
-                arrays[given.name] = tensors.from_json(
-                    given.name, given.datatype, given.shape, given.data
-                )
+                    raise InvalidInputError(f"Input {name!r} has neither data nor binary data.")
+                arrays[name] = tensors.from_json(name, given.datatype, given.shape, given.data)
                 continue
             if type(size) is not int or not 0 <= size <= len(body) - at or given.data:
-                raise InvalidInputError(f"The binary_data_size of input {given.name!r} is wrong.")
-            arrays[given.name] = tensors.from_binary(
-                given.name, given.datatype, given.shape, body[at : at + size]
-            )
+                raise InvalidInputError(f"The binary_data_size of input {name!r} is wrong.")
+            data = body[at : at + size]
+            arrays[name] = tensors.from_binary(name, given.datatype, given.shape, data)
             at += size
         if at != len(body):
-            raise InvalidInputError(f"{len(body) - at} bytes after the last tensor.")
-        if missing := self._inputs.keys() - arrays.keys():
-            raise InvalidInputError(f"Input {min(missing)!r} is missing.")
-        return Decoded(arrays, request.id, self._wanted(request))
+            raise InvalidInputError(f"{len(body) - at} bytes stand after the last tensor.")
+        return arrays
 
     def _decode_raw(self, body: memoryview) -> Decoded:
         if len(self._inputs) != 1:

@@ -64,6 +64,7 @@ def _open(order: Order, files: Sequence[int]) -> Opened:
     cases = _golden_cases(order, files)
     for index, case in enumerate(cases):
         found = run_checked(session, order, case.inputs)
+        assert spec.golden is not None
         golden.compare(index, found, case.outputs, spec.golden)
     proved = time.monotonic_ns()
     inputs = cases[0].inputs if cases else _zeros(order)
@@ -116,7 +117,7 @@ def run_checked(
     for tensor in order.spec.outputs:
         array = found.get(tensor.name)
         if not isinstance(array, np.ndarray):
-            raise ValueError(
+            raise ValueError(  # noqa: TRY004 - the model is wrong, not a caller
                 f"The model has no output tensor {tensor.name!r}; it has {', '.join(found)}."
             )
         if tensors.datatype(array) != tensor.datatype or not fits(list(array.shape), tensor):

@@ -21,7 +21,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def prctl(option: int, value: int) -> None:
-    """Call prctl(2).
+    """Set an option of this process by prctl.
 
     Raises:
         OSError: The kernel refuses.
