@@ -1,0 +1,63 @@
+"""create_app: routers, error handlers and middleware, nothing else."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Depends, FastAPI
+from pydantic import BaseModel
+
+import edgefleet_cloud
+from edgefleet_cloud import http_errors
+from edgefleet_cloud.auth.endpoints import require_token
+from edgefleet_cloud.database import Database
+from edgefleet_cloud.http_errors import Problem
+from edgefleet_cloud.middleware import Outermost
+from edgefleet_cloud.models import endpoints as models
+from edgefleet_cloud.web import Db, Parts
+
+# Behind a bearer token.
+GUARDED: tuple[APIRouter, ...] = (models.router,)
+# These authorise their callers themselves.
+OPEN: tuple[APIRouter, ...] = ()
+
+health = APIRouter(tags=["health"])
+
+
+class Health(BaseModel):
+    """The server's word on itself."""
+
+    status: str = "ok"
+
+
+@health.get("/healthz", summary="Is the process alive?")
+async def healthz() -> Health:
+    """Answer, whatever else is wrong."""
+    return Health()
+
+
+@health.get("/readyz", summary="Can requests be served?")
+def readyz(db: Db) -> Health:
+    """Answer once the database does."""
+    with db.read() as session:
+        session.connection().exec_driver_sql("SELECT 1")
+    return Health()
+
+
+def create_app(parts: Parts) -> FastAPI:
+    """Return the API over these services; `Database` must be among them."""
+    parts.get(Database)
+    app = FastAPI(
+        title="edgefleet fleet manager",
+        version=edgefleet_cloud.__version__,
+        openapi_url="/v1/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+        responses={"default": {"model": Problem, "description": "A problem (RFC 9457)"}},
+    )
+    app.state.parts = parts
+    http_errors.install(app)
+    for router in GUARDED:
+        app.include_router(router, dependencies=[Depends(require_token)])
+    for router in (*OPEN, health):
+        app.include_router(router)
+    app.add_middleware(Outermost)
+    return app

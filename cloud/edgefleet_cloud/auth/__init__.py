@@ -1,0 +1,1 @@
+"""Who may use the API: bearer tokens, stored as hashes."""

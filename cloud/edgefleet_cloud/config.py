@@ -1,0 +1,151 @@
+"""The fleet manager's configuration: one frozen value, read once from TOML and the environment."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from edgefleet_shared.errors import InvalidInputError
+from edgefleet_shared.identifiers import check_name
+
+
+class Broker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which MQTT broker to use; without a url an embedded one is started on loopback."""
+
+    url: str = ""  # mqtt://host:1883 or mqtts://host:8883; '' = embedded
+    kind: Literal["auto", "mosquitto", "amqtt"] = "auto"  # auto: mosquitto if it is on PATH
+    port: int = 0  # of the embedded broker; 0 = any free port
+    public_url: str = ""  # what devices are told; '' = the url itself
+    ca: str = ""  # PEM files for mqtts
+    cert: str = ""
+    key: str = ""
+
+
+class Controller(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How rollouts are driven."""
+
+    interval_s: float = 1.0  # between two looks at every running rollout
+    lease_s: float = 30.0  # a claimed rollout is free again after this
+    offer_timeout_s: float = 60.0  # without an answer a device is offered again
+    assignment_life_h: int = 168
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one caller may take."""
+
+    upload_max_bytes: int = 8 * 1024**3
+    body_max_bytes: int = 4 * 1024 * 1024  # of a JSON request
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All of it. Paths are absolute once loaded; in the file they are relative to the file."""
+
+    fleet: str
+    listen: str = "127.0.0.1:8080"  # port 0 = any free port
+    public_url: str = ""  # what devices and operators are told; '' = http://<listen>
+    data_dir: str = "data"
+    keys_dir: str = "keys"
+    metadata_dir: str = "metadata"
+    database_url: str = ""  # '' = SQLite in data_dir
+    admin_token_file: str = "admin.token"  # noqa: S105 - a file's name
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    broker: Broker = Broker()
+    controller: Controller = Controller()
+    limits: Limits = Limits()
+
+    @property
+    def data(self) -> Path:
+        """Folder of database, blobs, uploads and broker."""
+        return Path(self.data_dir)
+
+    @property
+    def keys(self) -> Path:
+        """Folder of the online keys."""
+        return Path(self.keys_dir)
+
+    @property
+    def metadata(self) -> Path:
+        """Folder of the TUF repository."""
+        return Path(self.metadata_dir)
+
+    @property
+    def api_url(self) -> str:
+        """Base URL under which others reach the API."""
+        return (self.public_url or f"http://{self.listen}").rstrip("/")
+
+    @property
+    def database(self) -> str:
+        """SQLAlchemy URL of the database."""
+        return self.database_url or f"sqlite:///{self.data / 'fleet.db'}"
+
+    def address(self) -> tuple[str, int]:
+        """Return host and port to listen on.
+
+        Raises:
+            InvalidInputError: `listen` is not HOST:PORT.
+        """
+        host, _, port = self.listen.rpartition(":")
+        if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+            raise _bad(f"listen = {self.listen!r} is not HOST:PORT")
+        return host.strip("[]"), int(port)
+
+
+_PATHS = ("data_dir", "keys_dir", "metadata_dir", "admin_token_file")
+_OVERRIDES = (*_PATHS, "fleet", "listen", "public_url", "database_url", "log_level")
+
+
+def load(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
+    """Read the configuration.
+
+    Args:
+        path: A TOML file, usually `online/cloud.toml` of a fleet folder.
+        environ: `EDGEFLEET_CLOUD_<KEY>` wins over the file for every top-level key and, as
+            `EDGEFLEET_CLOUD_BROKER_<KEY>`, for the broker's.
+
+    Raises:
+        InvalidInputError: The file is missing, is not TOML, or holds an unknown or ill-typed key.
+    """
+    try:
+        fields = tomllib.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise _bad(f"{path} cannot be read: {error}") from error
+    _override(fields, environ)
+    try:
+        # strict=False: what comes from the environment is text.
+        config = msgspec.convert(fields, Config, strict=False)
+    except msgspec.ValidationError as error:
+        raise _bad(f"{path} does not hold: {error}") from error
+    check_name(config.fleet, "fleet")
+    config.address()
+    folder = path.resolve().parent
+    places = {key: str(folder / getattr(config, key)) for key in _PATHS}
+    broker = {
+        key: str(folder / value)
+        for key in ("ca", "cert", "key")
+        if (value := getattr(config.broker, key))
+    }
+    return msgspec.structs.replace(
+        config, **places, broker=msgspec.structs.replace(config.broker, **broker)
+    )
+
+
+def _override(fields: dict[str, Any], environ: Mapping[str, str]) -> None:
+    for key in _OVERRIDES:
+        if value := environ.get(f"EDGEFLEET_CLOUD_{key.upper()}"):
+            fields[key] = value
+    for key in Broker.__struct_fields__:
+        if value := environ.get(f"EDGEFLEET_CLOUD_BROKER_{key.upper()}"):
+            fields.setdefault("broker", {})[key] = value
+
+
+def _bad(why: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"The configuration cannot be used: {why}.",
+        code="configuration",
+        hint="`edgefleet init` writes a working cloud.toml; docs/reference.md lists every key.",
+    )

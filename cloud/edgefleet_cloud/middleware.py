@@ -1,0 +1,62 @@
+"""Around every request: its id, safe headers, and a problem instead of a traceback."""
+
+from __future__ import annotations
+
+import logging
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from edgefleet_cloud import http_errors
+from edgefleet_shared.identifiers import new_id
+
+_log = logging.getLogger(__name__)
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+class Outermost:
+    """Gives requests an id, responses their safe headers, and the unexpected a status 500."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = new_id()
+        scope.setdefault("state", {})["request_id"] = request_id
+        started = False
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = request_id
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+                headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_headers)
+        except Exception:
+            _log.exception("Request %s %s failed", request_id, scope["path"])
+            if started:
+                raise
+            response = http_errors.problem(
+                request_id,
+                500,
+                "internal",
+                "The fleet manager failed on this request.",
+                hint=f"Its log tells more under request {request_id}.",
+            )
+            await response(scope, receive, send_with_headers)

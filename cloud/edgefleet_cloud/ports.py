@@ -1,0 +1,216 @@
+"""What the rooms ask of one another and of the world; `compose` says who answers.
+
+Each is small on purpose. A service takes the ports that it needs in its constructor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from securesystemslib.signer import Key
+from sqlmodel import Session
+
+from edgefleet_shared.messages import Assignment
+
+
+class Clock(Protocol):
+    """Tells the time, in UTC and aware of it."""
+
+    def __call__(self) -> datetime:
+        """Return now."""
+        ...
+
+
+def system_clock() -> datetime:
+    """Return the machine's time in UTC."""
+    return datetime.now(UTC)
+
+
+class BackgroundService(Protocol):
+    """Something that runs beside the API in the same event loop."""
+
+    async def start(self) -> None:
+        """Start; return once it works."""
+        ...
+
+    async def stop(self) -> None:
+        """Stop and free everything; called once, in reverse order of starting."""
+        ...
+
+    def facts(self) -> Mapping[str, str]:
+        """Return what the ready file should say about it, for example `broker`."""
+        ...
+
+
+class EventSink(Protocol):
+    """Remembers what happened, in the caller's transaction."""
+
+    def record(
+        self,
+        session: Session,
+        *,
+        type: str,  # noqa: A002 - the field's name in the API
+        step: str,
+        subject: str,
+        message: str,
+        actor: str = "",
+        data: Mapping[str, Any] | None = None,
+    ) -> int:
+        """Append one event and return its number.
+
+        Args:
+            session: The transaction that does what the event tells.
+            type: Dotted, for example `model.version.published`.
+            step: One of the twelve words (`steps.Step`).
+            subject: What it is about, for example `models/digits/versions/1.0.0`.
+            message: One sentence.
+            actor: Who did it, for example `token/admin` or `devices/cam-1`; '' = the server.
+            data: Details, JSON.
+        """
+        ...
+
+
+class DeviceKeys(Protocol):
+    """Knows the public keys of enrolled devices."""
+
+    def key_of(self, device_id: str) -> Key | None:
+        """Return the key of an enrolled device; None if it has none or is decommissioned."""
+        ...
+
+
+class Director(Protocol):
+    """Signs what devices should run."""
+
+    def sign(self, assignment: Assignment) -> bytes:
+        """Return the DSSE envelope of an assignment."""
+        ...
+
+
+class Catalog(Protocol):
+    """The TUF repository as it stands now: what may run."""
+
+    def bundle(self) -> bytes:
+        """Return every file that a device may lack (`edgefleet_shared.bundle`)."""
+        ...
+
+    def first_root(self) -> bytes:
+        """Return 1.root.json, on which enrolment pins a device."""
+        ...
+
+
+class Release(NamedTuple):
+    """A published model version, as rollouts need it. `size` is the manifest's, in bytes.
+
+    `hardware` holds every hardware string that some variant names.
+    """
+
+    model: str
+    version: str
+    manifest: str
+    size: int
+    release_counter: int
+    security_floor: int
+    hardware: frozenset[str]
+
+
+class Releases(Protocol):
+    """Knows the published model versions."""
+
+    def find(self, session: Session, model: str, version: str) -> Release:
+        """Return one version.
+
+        Raises:
+            NotFoundError: It is not published.
+        """
+        ...
+
+    def by_manifest(self, session: Session, manifest: str) -> Release | None:
+        """Return the version with this manifest digest, or None."""
+        ...
+
+
+class Blob(NamedTuple):
+    """A stored blob: its digest and its size in bytes."""
+
+    digest: str
+    size: int
+
+
+class Blobs(Protocol):
+    """Immutable bytes by digest."""
+
+    def has(self, digest: str) -> bool:
+        """Return whether the blob is stored, whole."""
+        ...
+
+    def stat(self, digest: str) -> Blob:
+        """Return digest and size.
+
+        Raises:
+            NotFoundError: There is no such blob.
+        """
+        ...
+
+    def open(
+        self, digest: str, start: int = 0, length: int | None = None
+    ) -> AbstractContextManager[Iterator[bytes]]:
+        """Yield the bytes from `start`, `length` of them or all the rest, in chunks.
+
+        Raises:
+            NotFoundError: There is no such blob.
+            RangeError: `start` is beyond its end.
+        """
+        ...
+
+    def put(self, finished: Path, digest: str) -> Blob:
+        """Take a finished file, whose digest has been checked, out of its place; durable after.
+
+        The file is gone from `finished` afterwards. A blob that exists already stays as it is.
+        """
+        ...
+
+    def tag(self, digest: str, size: int, name: str) -> None:
+        """List a manifest in the store's index under `name`, for example `digits:1.0.0`."""
+        ...
+
+
+class Handler(Protocol):
+    """Takes one message from a device; returning means that it is on disk."""
+
+    def __call__(self, topic: str, payload: bytes, /) -> None:
+        """Handle a message.
+
+        Raises:
+            UnavailableError: Not now; it is delivered again until it works.
+            Exception: It is delivered again a few times, then dropped with an error in the log.
+        """
+        ...
+
+
+class Transport(Protocol):
+    """Carries documents to devices and messages from them; works whether or not it is connected."""
+
+    @property
+    def connected(self) -> bool:
+        """Return whether messages flow now."""
+        ...
+
+    def start(self, handler: Handler) -> None:
+        """Connect and stay connected; returns at once. `handler` runs in one thread, in order."""
+        ...
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> Future[None]:
+        """Send, now or when the connection is back; the future ends when the other side has it.
+
+        Safe from any thread. Of a retained topic only the newest waiting message is sent.
+        """
+        ...
+
+    def stop(self) -> None:
+        """Disconnect. What was not acknowledged is delivered again to whoever starts next."""
+        ...

@@ -1,0 +1,1 @@
+"""The online side of the TUF repository, and the director's signature."""

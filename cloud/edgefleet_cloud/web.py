@@ -1,0 +1,103 @@
+"""What endpoints are given: services by type, the database, the caller's name, ETag checks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, TypeVar, cast
+
+from fastapi import Depends, Header, Request, Response
+from sqlmodel import Session
+
+from edgefleet_cloud.database import Database
+from edgefleet_cloud.errors import PreconditionError
+
+T = TypeVar("T")
+
+
+class Parts:
+    """The services that endpoints may ask for, by class; filled by `compose`."""
+
+    def __init__(self, *services: object) -> None:
+        self._by_class = {type(service): service for service in services}
+
+    def get(self, kind: type[T]) -> T:
+        """Return the one service of a class."""
+        return cast("T", self._by_class[kind])
+
+
+def part(kind: type[T]) -> Callable[[Request], Coroutine[Any, Any, T]]:
+    """Return a dependency that finds a service: `Models = Annotated[X, Depends(part(X))]`."""
+
+    async def find(request: Request) -> T:
+        parts: Parts = request.app.state.parts
+        return parts.get(kind)
+
+    return find
+
+
+class RequestDatabase:
+    """The database as one request sees it: its first write also claims its Idempotency-Key."""
+
+    def __init__(self, database: Database, claim: Callable[[Session], None] | None) -> None:
+        self._database = database
+        self._claim = claim
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """Yield a session that must not write."""
+        with self._database.read() as session:
+            yield session
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """Yield a session; committed at the end, rolled back if an exception leaves the block."""
+        with self._database.write() as session:
+            if self._claim:
+                self._claim(session)
+                self._claim = None
+            yield session
+
+
+async def _request_database(request: Request) -> RequestDatabase:
+    parts: Parts = request.app.state.parts
+    return RequestDatabase(parts.get(Database), getattr(request.state, "claim", None))
+
+
+async def _actor(request: Request) -> str:
+    return str(getattr(request.state, "actor", ""))
+
+
+Db = Annotated[RequestDatabase, Depends(_request_database)]
+"""Parameter type: the database of this request."""
+
+Actor = Annotated[str, Depends(_actor)]
+"""Parameter type: who asks, for example `token/admin`; '' on routes without a token."""
+
+IfMatch = Annotated[str | None, Header(alias="If-Match", description="ETag of the state you saw.")]
+"""Parameter type of PUT and PATCH endpoints."""
+
+
+def set_etag(response: Response, revision: int) -> None:
+    """Give a response the ETag of a row's revision."""
+    response.headers["ETag"] = f'"{revision}"'
+
+
+def check_match(if_match: str | None, revision: int) -> None:
+    """Check that the caller saw the present revision.
+
+    Raises:
+        PreconditionError: No If-Match (428), or another revision's (412).
+    """
+    if if_match is None:
+        raise PreconditionError(
+            "This request needs If-Match.",
+            code="precondition_required",
+            hint="GET the resource first and send its ETag back.",
+        )
+    tags = {tag.strip() for tag in if_match.split(",")}
+    if "*" not in tags and f'"{revision}"' not in tags:
+        raise PreconditionError(
+            "Somebody changed the resource since you read it.",
+            hint="GET it again, decide again, send its new ETag.",
+        )
