@@ -73,13 +73,20 @@ class Api:
         return _json(self.request("GET", path, params=params))
 
     def items(self, path: str, limit: int | None = None, **params: str) -> list[Any]:
-        """Return a list, over all its pages or up to `limit` items; raises as `get`."""
+        """Return a list, over all its pages or up to `limit` items; raises as `get`.
+
+        Args:
+            path: The list.
+            limit: Items to stop at.
+            params: Query; an empty value is left out.
+        """
+        query = {name: value for name, value in params.items() if value}
         found: list[Any] = []
         page = ""
         while True:
             size = min(PAGE_SIZE, limit - len(found)) if limit else PAGE_SIZE
             more = {"page_token": page} if page else {}
-            answer = self.get(path, page_size=size, **params, **more)
+            answer = self.get(path, page_size=size, **query, **more)
             found += answer["items"]
             page = answer.get("next_page_token") or ""
             if not page or (limit and len(found) >= limit):

@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from edgefleet_provisioning import output
-from edgefleet_provisioning.commands import init
+from edgefleet_provisioning.commands import init, model
 from edgefleet_provisioning.commands.session import JSON_MARK
 from edgefleet_provisioning.demo import command as demo
 from edgefleet_provisioning.errors import exit_code
@@ -33,6 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("init")(init.init)
+app.add_typer(model.app, name="model")
 app.command("demo")(demo.demo)
 
 

@@ -128,7 +128,7 @@ def _client_toml(server: str, token: str) -> bytes:
 
 
 def _cloud_toml(plan: FleetPlan) -> bytes:
-    return f"""# Configuration of `edgefleet-cloud serve --config cloud.toml`; paths start at this file.
+    return f"""# Configuration of `edgefleet-cloud serve`; paths start at the folder of this file.
 fleet = {json.dumps(plan.fleet)}
 listen = {json.dumps(plan.listen)}
 public_url = {json.dumps(plan.server)}

@@ -1,0 +1,46 @@
+"""Names for tab completion, asked from the server; silent when it does not answer at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from edgefleet_provisioning.api import Api, segment
+from edgefleet_provisioning.settings import connection
+from edgefleet_shared.errors import EdgeFleetError
+
+LIMIT = 100
+
+
+def _complete(path: str, field: str) -> Callable[[typer.Context, str], list[str]]:
+    def complete(context: typer.Context, incomplete: str) -> list[str]:
+        return _names(context, path, field, incomplete)
+
+    return complete
+
+
+def versions(context: typer.Context, incomplete: str) -> list[str]:
+    """Return the versions of the model that is already on the line."""
+    model = str(context.params.get("model") or context.params.get("name") or "")
+    return _names(context, f"/v1/models/{segment(model)}/versions", "version", incomplete)
+
+
+models = _complete("/v1/models", "name")
+devices = _complete("/v1/devices", "id")
+groups = _complete("/v1/groups", "name")
+rollouts = _complete("/v1/rollouts", "id")
+
+
+def _names(context: typer.Context, path: str, field: str, incomplete: str) -> list[str]:
+    given: dict[str, Any] = context.params
+    fleet = given.get("fleet")
+    try:
+        found = connection(given.get("server"), given.get("token"), Path(fleet) if fleet else None)
+        with Api(found) as api:
+            names = [str(item[field]) for item in api.items(path, LIMIT)]
+    except (EdgeFleetError, KeyError, TypeError):
+        return []  # completion must never print an error into somebody's command line
+    return [name for name in names if name.startswith(incomplete)]

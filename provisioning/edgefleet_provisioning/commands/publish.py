@@ -1,0 +1,156 @@
+"""`edgefleet model publish`: from a model file to a version that devices may run."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgefleet_provisioning import passphrase
+from edgefleet_provisioning.api import Api
+from edgefleet_provisioning.commands.session import (
+    FleetOption,
+    JsonOption,
+    PassphraseOption,
+    ServerOption,
+    TokenOption,
+)
+from edgefleet_provisioning.output import Output
+from edgefleet_provisioning.progress import UploadProgress
+from edgefleet_provisioning.settings import connection, need_folder
+from edgefleet_shared.identifiers import sha256_digest
+
+if TYPE_CHECKING:
+    from edgefleet_provisioning.packaging import Draft
+    from edgefleet_provisioning.publishing import Release
+
+PUBLISHER_KEY = "publisher-1"
+
+
+def publish(
+    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The model.")],
+    name: Annotated[str, typer.Option(help="Model name, for example digits.")],
+    version: Annotated[str, typer.Option(help="MAJOR.MINOR.PATCH; never published twice.")],
+    golden: Annotated[
+        Path | None, typer.Option(help="npz of inputs, with answers or without.")
+    ] = None,
+    sample: Annotated[Path | None, typer.Option(help="npz of training inputs, for drift.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Text file, one label a line.")] = None,
+    spdx: Annotated[str, typer.Option("--license", help="SPDX expression.")] = "",
+    description: Annotated[str, typer.Option(help="One line for people.")] = "",
+    hardware: Annotated[
+        list[str] | None, typer.Option(help="Hardware id it runs on; repeat it. Default: any.")
+    ] = None,
+    memory_mb: Annotated[
+        int | None, typer.Option(help="Memory it may take; default by its size.")
+    ] = None,
+    load_s: Annotated[int, typer.Option(help="Seconds it may take to load and prove.")] = 60,
+    security_floor: Annotated[
+        int | None, typer.Option(help="Forbid versions with a lower release counter.")
+    ] = None,
+    max_tensor_mb: Annotated[int, typer.Option(min=1, help="MiB that one tensor may take.")] = 2048,
+    release_counter: Annotated[
+        int, typer.Option(min=1, help="With --output only: the place among versions.")
+    ] = 1,
+    output: Annotated[
+        Path | None, typer.Option(help="Only write an OCI image layout into this new folder.")
+    ] = None,
+    fleet: FleetOption = None,
+    server: ServerOption = None,
+    token: TokenOption = None,
+    passphrase_file: PassphraseOption = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Package a model, sign it, and bring it to the fleet manager. May be repeated safely."""
+    # numpy and onnx take half a second that other commands need not pay.
+    from edgefleet_provisioning.package_build import Counters, Description
+    from edgefleet_provisioning.packaging import Request, prepare
+
+    voice = Output(as_json=as_json)
+    about = Description(
+        name, version, spdx, description, tuple(hardware or ("*",)), memory_mb, load_s
+    )
+    request = Request(model, about, golden, sample, labels, max_tensor_mb)
+    if output:
+        draft = prepare(request, voice.note)
+        _write_layout(voice, draft, Counters(release_counter, security_floor or 0), output)
+        return
+    folder = need_folder(fleet)
+    with Api(connection(server, token, fleet)) as api:
+        draft = prepare(request, voice.note)
+        _publish(voice, api, folder, draft, security_floor, passphrase_file, ask=not yes)
+
+
+def _publish(
+    voice: Output,
+    api: Api,
+    folder: Any,
+    draft: Draft,
+    floor: int | None,
+    passphrase_file: Path | None,
+    *,
+    ask: bool,
+) -> None:
+    from edgefleet_provisioning import publishing
+    from edgefleet_provisioning.catalog import Catalog
+
+    name = draft.about.name
+    catalog = Catalog(api, folder.root(), folder.trust_cache)
+    current = catalog.publisher(name)
+    published = publishing.find_published(api, catalog, draft, floor)
+    if published:
+        _report(voice, published, "was published before, with the same content", already=True)
+        return
+    counters = publishing.counters(current.signed, floor)
+    if ask and voice.interactive:
+        typer.confirm(f"Publish {name} {draft.about.version} to {api.server}?", abort=True)
+    secret = passphrase.for_key(folder, PUBLISHER_KEY, passphrase_file)
+    signer = folder.signer(PUBLISHER_KEY, secret)
+    publishing.check_signer(catalog, name, signer)
+    release = publishing.sign(current, draft, signer, counters, datetime.now(UTC))
+    with UploadProgress(voice.notes) as progress:
+        publishing.send(api, draft, release, progress.tell)
+    _report(voice, release, f"is published at {api.server}", already=False)
+
+
+def _report(voice: Output, release: Release, what: str, *, already: bool) -> None:
+    manifest = release.manifest
+    document = {
+        "model": manifest.name,
+        "version": manifest.version,
+        "manifest": release.digest,
+        "size": len(release.data),
+        "release_counter": manifest.release_counter,
+        "security_floor": manifest.security_floor,
+        "already_published": already,
+        "files": [
+            {"path": e.path, "digest": e.digest, "size": e.size, "role": e.role}
+            for v in manifest.variants
+            for e in v.files
+        ],
+    }
+    voice.result(
+        document,
+        f"{manifest.name} {manifest.version} {what}.\n"
+        f"  manifest         {release.digest}\n"
+        f"  release counter  {manifest.release_counter}\n"
+        f"Next: edgefleet rollout create {manifest.name} {manifest.version} --watch",
+    )
+
+
+def _write_layout(voice: Output, draft: Draft, counters: Any, folder: Path) -> None:
+    from edgefleet_provisioning import oci_layout
+    from edgefleet_shared.package import encode_manifest
+
+    manifest = draft.manifest(counters, datetime.now(UTC))
+    data = encode_manifest(manifest)
+    oci_layout.write(folder, manifest, data, draft.blobs)
+    document = {"manifest": sha256_digest(data), "folder": str(folder.resolve())}
+    voice.result(
+        document,
+        f"{manifest.name} {manifest.version} lies in {folder}, unsigned and unpublished.\n"
+        f"  manifest  {document['manifest']}",
+    )
