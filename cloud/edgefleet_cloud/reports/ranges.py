@@ -1,7 +1,8 @@
 """Which sequence numbers have arrived, kept as a few ranges. Pure.
 
 The same numbers in any order, any number of times, give the same value: what was lost is then told
-from what is late. A hole between the lowest and the highest number is missing.
+from what is late. A hole between the lowest and the highest number is missing, unless it is so wide
+that a device must have lost its outbox and begun to number anew, far ahead.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from collections.abc import Iterable
 
 MAX_RANGES = 1000
 """Beyond it the oldest holes are closed: what falls into them later counts as seen already."""
+
+ANEW = 10**9
+"""A hole at least this wide is a new beginning, not that many lost items."""
 
 Range = tuple[int, int]
 
@@ -51,20 +55,24 @@ class Ranges:
     @property
     def missing(self) -> int:
         """How many numbers between the lowest and the highest have not arrived."""
-        pairs = zip(self._ranges, self._ranges[1:], strict=False)
-        return self.lost + sum(after[0] - before[1] - 1 for before, after in pairs)
+        return self.lost + sum(hole for hole in self._holes() if hole < ANEW)
 
     @property
-    def highest(self) -> int:
-        """The highest number that arrived; 0 if none did."""
-        return self._ranges[-1][1] if self._ranges else 0
+    def beginnings(self) -> int:
+        """How many times the numbers began anew."""
+        return sum(hole >= ANEW for hole in self._holes())
 
     def to_list(self) -> list[Range]:
         """Return the ranges, for storing."""
         return list(self._ranges)
 
+    def _holes(self) -> list[int]:
+        pairs = zip(self._ranges, self._ranges[1:], strict=False)
+        return [after[0] - before[1] - 1 for before, after in pairs]
+
     def _close_oldest(self) -> None:
         while len(self._ranges) > MAX_RANGES:
             (first, end), (start, last) = self._ranges[:2]
-            self.lost += start - end - 1
+            hole = start - end - 1
+            self.lost += hole if hole < ANEW else 0
             self._ranges[:2] = [(first, last)]
