@@ -15,7 +15,7 @@ from edgefleet_cloud.errors import ConflictError, NotFoundError, Unauthenticated
 from edgefleet_cloud.ports import Clock
 from edgefleet_shared.errors import InvalidInputError
 from edgefleet_shared.identifiers import check_name
-from edgefleet_shared.trust import format_time
+from edgefleet_shared.times import format_time
 
 ADMIN = "admin"
 _PREFIX = "eft_"

@@ -12,7 +12,7 @@ from edgefleet_cloud.models.tables import ModelRow
 from edgefleet_cloud.ports import Clock, EventSink
 from edgefleet_shared.identifiers import check_name
 from edgefleet_shared.steps import Step
-from edgefleet_shared.trust import format_time
+from edgefleet_shared.times import format_time
 
 
 class ModelService:
