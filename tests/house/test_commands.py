@@ -1,0 +1,87 @@
+"""Every command line in the documents is one that the programs take."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from functools import cache
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+from edgefleet_provisioning.cli import app
+from tests.house.documents import commands, documents
+from tests.house.tree import ROOT
+
+MODULES = {"edgefleet-agent": "edgefleet_agent", "edgefleet-cloud": "edgefleet_cloud"}
+LINES = sorted({tuple(words) for path in documents() for words in commands(path)})
+
+
+@cache
+def help_of(*words: str) -> str:
+    """Return what `PROGRAM SUBCOMMAND --help` prints; fails if it is no command."""
+    program, *rest = words
+    done = subprocess.run(
+        [sys.executable, "-m", MODULES[program], *rest, "--help"],
+        capture_output=True, text=True, check=False, timeout=30, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}"
+    return done.stdout
+
+
+def split(arguments: list[str], takes_value: dict[str, bool]) -> list[str]:
+    """Return the positional arguments; an unknown option fails."""
+    positional = []
+    rest = iter(arguments)
+    for word in rest:
+        if not word.startswith("-") or word == "-":
+            positional.append(word)
+            continue
+        name, equals, _ = word.partition("=")
+        assert name in takes_value, f"{name} is not one of {sorted(takes_value)}"
+        if takes_value[name] and not equals:
+            next(rest)
+    return positional
+
+
+def check_edgefleet(words: list[str]) -> None:
+    """Follow a line of `edgefleet` down its tree of commands and look at what is left."""
+    command: Any = get_command(app)
+    rest = words[1:]
+    while hasattr(command, "commands") and rest and not rest[0].startswith("-"):
+        assert rest[0] in command.commands, f"no command {rest[0]!r}"
+        command, rest = command.commands[rest[0]], rest[1:]
+    takes_value = {
+        option: not param.is_flag
+        for param in command.params
+        if param.param_type_name == "option"
+        for option in [*param.opts, *param.secondary_opts]
+    } | {"--help": False}
+    given = split(rest, takes_value)
+    places = [param for param in command.params if param.param_type_name == "argument"]
+    assert len(given) <= len(places) or any(place.nargs == -1 for place in places)
+    if rest:  # `edgefleet model publish` in a sentence names the command, no more
+        assert len(given) >= sum(place.required for place in places)
+
+
+@pytest.mark.parametrize("line", LINES, ids=" ".join)
+def test_the_command_exists(line):
+    """The program knows the subcommand and every option that the line names."""
+    words = list(line)
+    if words[0] == "edgefleet":
+        check_edgefleet(words)
+        return
+    if words[1].startswith("-"):
+        assert words[1] in help_of(words[0])
+        return
+    text = help_of(*words[:2])
+    for word in words[2:]:
+        if word.startswith("--"):
+            assert re.search(rf"{re.escape(word.partition('=')[0])}(?![\w-])", text), word
+
+
+def test_there_are_commands_to_check():
+    """The documents show each of the three programs."""
+    assert {line[0] for line in LINES} == {"edgefleet", *MODULES}
