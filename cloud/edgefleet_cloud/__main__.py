@@ -37,7 +37,9 @@ def _serve(options: argparse.Namespace) -> None:
     with listener:
         program = compose.compose(settings)
         try:
-            running = server.Server(program.app, program.background, listener, settings)
+            running = server.Server(
+                program.app, program.background, listener, settings, program.closing
+            )
             asyncio.run(server.serve(running, options.ready_file))
         finally:
             program.database.close()

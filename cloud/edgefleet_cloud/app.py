@@ -9,15 +9,27 @@ import edgefleet_cloud
 from edgefleet_cloud import http_errors
 from edgefleet_cloud.auth.endpoints import require_token
 from edgefleet_cloud.database import Database
+from edgefleet_cloud.devices import endpoints as devices
+from edgefleet_cloud.enrollments import endpoints as enrollments
+from edgefleet_cloud.events import endpoints as events
+from edgefleet_cloud.groups import endpoints as groups
 from edgefleet_cloud.http_errors import Problem
 from edgefleet_cloud.middleware import Outermost
 from edgefleet_cloud.models import endpoints as models
+from edgefleet_cloud.reports import endpoints as reports
 from edgefleet_cloud.web import Db, Parts
 
 # Behind a bearer token.
-GUARDED: tuple[APIRouter, ...] = (models.router,)
+GUARDED: tuple[APIRouter, ...] = (
+    models.router,
+    devices.router,
+    enrollments.tickets,
+    groups.router,
+    events.router,
+    reports.router,
+)
 # These authorise their callers themselves.
-OPEN: tuple[APIRouter, ...] = ()
+OPEN: tuple[APIRouter, ...] = (enrollments.router,)
 
 health = APIRouter(tags=["health"])
 

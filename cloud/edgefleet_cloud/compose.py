@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastapi import FastAPI
-from sqlmodel import Session
 
 from edgefleet_cloud import migrations
 from edgefleet_cloud.app import create_app
 from edgefleet_cloud.auth.service import TokenService
 from edgefleet_cloud.config import Config
 from edgefleet_cloud.database import Database
+from edgefleet_cloud.devices.service import Devices
+from edgefleet_cloud.events.feed import EventFeed
+from edgefleet_cloud.events.service import EventLog
+from edgefleet_cloud.groups.service import Groups
 from edgefleet_cloud.models.service import ModelService
 from edgefleet_cloud.ports import BackgroundService, system_clock
 from edgefleet_cloud.web import Parts
 
-_log = logging.getLogger(__name__)
-
 
 class Program(NamedTuple):
-    """Everything that runs: the API, and what runs beside it, in order of starting."""
+    """Everything that runs: the API, and what runs beside it, in order of starting.
+
+    `closing` ends the streams that would else stay open as long as their readers.
+    """
 
     app: FastAPI
     background: Sequence[BackgroundService]
     database: Database
+    closing: Callable[[], None]
 
 
 def compose(config: Config) -> Program:
@@ -40,13 +44,17 @@ def compose(config: Config) -> Program:
         EdgeFleetError: Keys, metadata or database cannot be used.
     """
     database = open_database(config)
-    events = _LoggedEvents()
+    feed = EventFeed()
+    events = EventLog(feed)
     tokens = TokenService(system_clock)
     with database.write() as session:
         tokens.import_file(session, Path(config.admin_token_file))
     models = ModelService(events, system_clock)
+    devices = Devices(events)
+    groups = Groups(events, devices)
     background: list[BackgroundService] = []
-    return Program(create_app(Parts(database, tokens, models)), background, database)
+    parts = Parts(database, tokens, models, events, devices, groups)
+    return Program(create_app(parts), background, database, feed.close)
 
 
 def api_description() -> dict[str, Any]:
@@ -61,22 +69,3 @@ def open_database(config: Config) -> Database:
     database = Database(config.database)
     migrations.upgrade(database)
     return database
-
-
-class _LoggedEvents:
-    """Stands in until the events room is here."""
-
-    def record(
-        self,
-        session: Session,  # noqa: ARG002 - the port's
-        *,
-        type: str,  # noqa: A002 - the port's
-        step: str,
-        subject: str,
-        message: str,
-        actor: str = "",
-        data: Mapping[str, Any] | None = None,
-    ) -> int:
-        """Log one event."""
-        _log.info("%s %s %s %s %s %s", step, type, subject, actor, message, data)
-        return 0

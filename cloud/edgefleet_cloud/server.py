@@ -29,6 +29,7 @@ class Server:
         background: Started before the API answers, in order; stopped after it, in reverse.
         listener: A bound socket.
         config: With the real address in `listen`.
+        closing: Called when it stops, before it waits for open requests.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Server:
         background: Sequence[BackgroundService],
         listener: socket.socket,
         config: Config,
+        closing: Callable[[], None],
     ) -> None:
         self._background = background
         self._listener = listener
@@ -49,7 +51,8 @@ class Server:
                 server_header=False,
                 lifespan="off",
                 timeout_graceful_shutdown=3,
-            )
+            ),
+            closing,
         )
 
     def stop(self) -> None:
@@ -78,6 +81,15 @@ class Server:
 
 
 class _Uvicorn(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, closing: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._closing = closing
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End endless responses first: uvicorn waits for them."""
+        self._closing()
+        await super().shutdown(sockets)
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Leave signals alone: `serve` handles them for everything that runs here."""

@@ -36,7 +36,9 @@ class RunningCloud:
         self._listener, self.config = server.bind(settings)
         self.program = compose.compose(self.config)
         background = self.program.background if self._background else []
-        self._server = server.Server(self.program.app, background, self._listener, self.config)
+        self._server = server.Server(
+            self.program.app, background, self._listener, self.config, self.program.closing
+        )
         self.facts: dict[str, Any] = {}
         ready, failed = threading.Event(), []
 

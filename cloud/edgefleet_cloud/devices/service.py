@@ -16,7 +16,7 @@ from edgefleet_cloud.ports import Clock, EventSink, system_clock
 from edgefleet_shared.identifiers import check_name
 from edgefleet_shared.messages import SlotAssignment
 from edgefleet_shared.steps import Step
-from edgefleet_shared.trust import format_time
+from edgefleet_shared.times import format_time
 
 DesiredSlots = Callable[[Session, str], Mapping[str, SlotAssignment]]
 """What a device's newest assignment says, by slot; answered by the room that assigns."""
@@ -73,8 +73,8 @@ class Devices:
             session,
             repository.statement(node, within),
             query,
-            sortable,  # type: ignore[arg-type]  # SQLModel types a column as its value
-            DeviceRow.id,  # type: ignore[arg-type]  # as above
+            sortable,
+            DeviceRow.id,
             default="id",
         )
 

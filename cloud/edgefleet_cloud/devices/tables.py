@@ -1,4 +1,4 @@
-"""The devices' table. Times are RFC 3339 UTC text in the form of `trust.format_time`."""
+"""The devices' table. Times are RFC 3339 UTC text in the form of `times.format_time`."""
 
 from __future__ import annotations
 

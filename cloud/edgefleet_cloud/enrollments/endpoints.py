@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from edgefleet_cloud.enrollments.service import Enrolled, Enrollments
 from edgefleet_cloud.web import Actor, Db, part
 
-router = APIRouter(prefix="/v1", tags=["enrollments"])
+tickets = APIRouter(prefix="/v1/devices", tags=["enrollments"])
+router = APIRouter(prefix="/v1/enrollments", tags=["enrollments"])
 Service = Annotated[Enrollments, Depends(part(Enrollments))]
 
 
@@ -91,7 +92,7 @@ class Enrollment(BaseModel):
         )
 
 
-@router.post("/devices/{device_id}/tickets", status_code=201)
+@tickets.post("/{device_id}/tickets", status_code=201)
 def make_ticket(
     enrollments: Service, db: Db, actor: Actor, device_id: str, body: NewTicket | None = None
 ) -> Ticket:
@@ -102,7 +103,7 @@ def make_ticket(
     return Ticket(ticket=issued.text, not_after=issued.not_after)
 
 
-@router.post("/enrollments", status_code=201)
+@router.post("", status_code=201)
 def enroll_device(enrollments: Service, db: Db, body: EnrollmentRequest) -> Enrollment:
     """Exchange a ticket for a certificate. The ticket authorises it; no token is needed."""
     with db.write() as session:

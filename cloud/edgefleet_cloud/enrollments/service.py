@@ -16,7 +16,7 @@ from edgefleet_cloud.errors import ForbiddenError
 from edgefleet_cloud.ports import Catalog, Clock, EventSink, system_clock
 from edgefleet_shared.identifiers import sha256_digest
 from edgefleet_shared.steps import Step
-from edgefleet_shared.trust import format_time, parse_time
+from edgefleet_shared.times import format_time, parse_time
 
 
 class Addresses(NamedTuple):

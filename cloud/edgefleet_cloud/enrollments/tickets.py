@@ -13,7 +13,7 @@ import msgspec
 from edgefleet_shared import strict_json
 from edgefleet_shared.errors import InvalidInputError
 from edgefleet_shared.identifiers import check_name, sha256_digest
-from edgefleet_shared.trust import format_time
+from edgefleet_shared.times import format_time
 
 MAX_BYTES = 4096
 

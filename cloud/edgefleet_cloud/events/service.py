@@ -15,7 +15,7 @@ from edgefleet_cloud.filters import Node, parse
 from edgefleet_cloud.paging import PageQuery, paginate
 from edgefleet_cloud.ports import Clock, system_clock
 from edgefleet_shared.errors import InvalidInputError
-from edgefleet_shared.trust import format_time
+from edgefleet_shared.times import format_time
 
 MESSAGE_CHARACTERS = 1000
 _RINGING = "events.ring"
@@ -73,8 +73,8 @@ class EventLog:
             session,
             repository.statement(self.parse(query.filter)),
             query,
-            sortable,  # type: ignore[arg-type]  # SQLModel types a column as its value
-            EventRow.id,  # type: ignore[arg-type]  # as above
+            sortable,
+            EventRow.id,
             default="id",
         )
 

@@ -8,14 +8,22 @@ from edgefleet_shared.errors import InvalidInputError
 class FilterError(InvalidInputError):
     """A filter cannot be used.
 
-    Args:
+    Attributes:
         position: Offset of the first character that does not fit, counted from 0.
-        problem: What is wrong there, without a capital letter or a full stop.
-        hint: What to write instead.
+        extra: The same, for the API's problem.
     """
 
     default_code = "invalid_filter"
 
-    def __init__(self, position: int, problem: str, *, hint: str = "") -> None:
-        super().__init__(f"The filter fails at character {position + 1}: {problem}.", hint=hint)
+    def __init__(
+        self, message: str, *, code: str | None = None, hint: str = "", position: int = 0
+    ) -> None:
+        super().__init__(message, code=code, hint=hint)
         self.position = position
+        self.extra = {"position": position}
+
+
+def misfit(position: int, problem: str, *, hint: str = "") -> FilterError:
+    """Return the error for what is wrong at a position; `problem` is half a sentence."""
+    message = f"The filter fails at character {position + 1}: {problem}."
+    return FilterError(message, hint=hint, position=position)

@@ -34,7 +34,7 @@ def matches(node: Node, resource: Mapping[str, Any]) -> bool:
     Args:
         node: What `parse` gave.
         resource: Field name to value; map fields to a mapping of text by key; times as RFC 3339
-            text in the form of `trust.format_time`. Missing and None are the same.
+            text in the form of `times.format_time`. Missing and None are the same.
     """
     match node:
         case Not(inner):

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from enum import StrEnum
 
-from edgefleet_cloud.filters.errors import FilterError
+from edgefleet_cloud.filters.errors import misfit
 from edgefleet_cloud.filters.tree import Field, Value
 from edgefleet_shared.errors import InvalidInputError
-from edgefleet_shared.trust import format_time, parse_time
+from edgefleet_shared.times import format_time, parse_time
 
 KEY = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,61}[a-z0-9])?")
 
@@ -46,7 +46,7 @@ class Schema:
         name, dot, key = word.partition(".")
         if dot and name in self.maps:
             if not KEY.fullmatch(key):
-                raise FilterError(
+                raise misfit(
                     position,
                     f"{key[:80]!r} cannot be a key of {name}",
                     hint="A key is 1 to 63 of a-z, 0-9, '-' and '_'.",
@@ -56,7 +56,7 @@ class Schema:
             return Field(word)
         known = [*self.fields, *(f"{each}.<key>" for each in sorted(self.maps))]
         close = get_close_matches(word, known, n=1)
-        raise FilterError(
+        raise misfit(
             position,
             f"there is no field {word[:80]!r}",
             hint=f"Did you mean {close[0]!r}?" if close else f"Fields: {', '.join(known)}.",
@@ -77,7 +77,7 @@ class Schema:
             try:
                 return format_time(parse_time(value))
             except InvalidInputError as error:
-                raise FilterError(
+                raise misfit(
                     position, "this is not a time", hint='Write "2026-01-31T12:00:00Z".'
                 ) from error
         fits = {
@@ -87,7 +87,7 @@ class Schema:
             Kind.TIME: False,
         }[kind]
         if not fits:
-            raise FilterError(
+            raise misfit(
                 position,
                 f"{of} holds {kind}, so it cannot be compared with this",
                 hint=_FORMS[kind],

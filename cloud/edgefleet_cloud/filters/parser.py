@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgefleet_cloud.filters.errors import FilterError
+from edgefleet_cloud.filters.errors import FilterError, misfit
 from edgefleet_cloud.filters.fields import Kind, Schema
 from edgefleet_cloud.filters.tokens import Token, tokens
 from edgefleet_cloud.filters.tree import (
@@ -47,7 +47,7 @@ class _Parser:
 
     def whole(self) -> Node:
         if self._peek().sort == "end":
-            raise FilterError(0, "it is empty", hint='For example: labels.site == "berlin".')
+            raise misfit(0, "it is empty", hint='For example: labels.site == "berlin".')
         node = self._either()
         token = self._peek()
         if token.sort != "end":
@@ -84,7 +84,7 @@ class _Parser:
     def _term(self) -> Node:
         self._terms += 1
         if self._terms > MAX_TERMS:
-            raise FilterError(
+            raise misfit(
                 self._peek().position,
                 f"it may compare {MAX_TERMS} times",
                 hint="Join values with 'in', or give the devices a label of their own.",
@@ -105,7 +105,7 @@ class _Parser:
     def _comparison(self, field: Field) -> Node:
         sign = self._advance()
         if sign.text not in {"==", "!="} and self._schema.kind(field) is Kind.FLAG:
-            raise FilterError(sign.position, f"{field} has no order", hint="Use '==' or '!='.")
+            raise misfit(sign.position, f"{field} has no order", hint="Use '==' or '!='.")
         node = Compare(field, _ORDERS[sign.text], self._value(field))
         return Not(node) if sign.text == "!=" else node
 
@@ -124,16 +124,16 @@ class _Parser:
             values.append(self._value(field))
         self._expect(")")
         if len(values) > MAX_VALUES:
-            raise FilterError(opening.position, f"a list may have {MAX_VALUES} values")
+            raise misfit(opening.position, f"a list may have {MAX_VALUES} values")
         return tuple(values)
 
     def _like(self, field: Field) -> Node:
         token = self._peek()
         if self._schema.kind(field) is not Kind.TEXT:
-            raise FilterError(token.position, f"{field} is not text, which 'like' needs")
+            raise misfit(token.position, f"{field} is not text, which 'like' needs")
         pattern = str(self._value(field))
         if pattern.count("*") > MAX_STARS:
-            raise FilterError(token.position, f"a pattern may have {MAX_STARS} stars")
+            raise misfit(token.position, f"a pattern may have {MAX_STARS} stars")
         return Like(field, pattern)
 
     def _field(self) -> Field:
@@ -153,7 +153,7 @@ class _Parser:
     def _deeper(self, token: Token) -> None:
         self._depth += 1
         if self._depth > MAX_DEPTH:
-            raise FilterError(token.position, f"it is nested deeper than {MAX_DEPTH}")
+            raise misfit(token.position, f"it is nested deeper than {MAX_DEPTH}")
 
     def _peek(self) -> Token:
         return self._tokens[self._next]
@@ -178,4 +178,4 @@ class _Parser:
         got = "it ends" if token.sort == "end" else f"it has {token.text[:80]!r}"
         if token.text.lower() in _KEYWORDS and token.text != token.text.lower():
             hint = f"Write {token.text.lower()!r}."
-        return FilterError(token.position, f"{got} where {expected} should stand", hint=hint)
+        return misfit(token.position, f"{got} where {expected} should stand", hint=hint)

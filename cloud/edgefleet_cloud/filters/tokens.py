@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-from edgefleet_cloud.filters.errors import FilterError
+from edgefleet_cloud.filters.errors import misfit
 from edgefleet_cloud.filters.tree import Value
 
 MAX_CHARACTERS = 2000
@@ -49,7 +49,7 @@ def tokens(text: str) -> Iterator[Token]:
         FilterError: Too long, or a character that nothing begins with.
     """
     if len(text) > MAX_CHARACTERS:
-        raise FilterError(
+        raise misfit(
             MAX_CHARACTERS,
             f"it may have {MAX_CHARACTERS} characters and has {len(text)}",
             hint="Give the devices a label of their own and filter on that.",
@@ -58,7 +58,7 @@ def tokens(text: str) -> Iterator[Token]:
     while position < len(text):
         found = _TOKEN.match(text, position)
         if found is None:
-            raise FilterError(
+            raise misfit(
                 position,
                 f"{text[position]!r} fits nothing here",
                 hint=_INSTEAD.get(text[position], "Text stands in quotes."),
@@ -85,10 +85,10 @@ def _unquoted(text: str, position: int) -> str:
     for offset, character in enumerate(body, position + 1):
         # Databases stop at a NUL, and a lone surrogate is not text.
         if character < " " or "\ud800" <= character <= "\udfff":
-            raise FilterError(offset, f"{character!r} cannot stand in text")
+            raise misfit(offset, f"{character!r} cannot stand in text")
     odd = re.search(r"""\\[^"'\\]""", re.sub(r"\\\\", "  ", body))
     if odd:
-        raise FilterError(
+        raise misfit(
             position + 1 + odd.start(),
             f"{odd.group()!r} means nothing",
             hint="After a backslash comes a quote or a backslash.",

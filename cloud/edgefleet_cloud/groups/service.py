@@ -16,7 +16,7 @@ from edgefleet_cloud.paging import PageQuery, paginate
 from edgefleet_cloud.ports import Clock, EventSink, system_clock
 from edgefleet_shared.identifiers import check_name
 from edgefleet_shared.steps import Step
-from edgefleet_shared.trust import format_time
+from edgefleet_shared.times import format_time
 
 
 class Groups:
@@ -58,8 +58,8 @@ class Groups:
             session,
             repository.statement(node),
             query,
-            sortable,  # type: ignore[arg-type]  # SQLModel types a column as its value
-            GroupRow.name,  # type: ignore[arg-type]  # as above
+            sortable,
+            GroupRow.name,
             default="name",
         )
 

@@ -20,7 +20,7 @@ from edgefleet_cloud.reports.refusals import Refusals
 from edgefleet_shared.errors import EdgeFleetError, InvalidInputError, TrustError
 from edgefleet_shared.messages import Batch, Presence, Reported
 from edgefleet_shared.steps import Step
-from edgefleet_shared.trust import format_time
+from edgefleet_shared.times import format_time
 
 Listener = Callable[[Session, str, Reported], None]
 """Called with each newer Reported of a device, in the transaction that stores it."""

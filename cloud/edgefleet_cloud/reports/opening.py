@@ -25,7 +25,7 @@ from edgefleet_shared.messages import (
 )
 from edgefleet_shared.states import DeploymentState
 from edgefleet_shared.steps import Step
-from edgefleet_shared.trust import format_time, parse_time
+from edgefleet_shared.times import format_time, parse_time
 
 MAX_ITEMS = 1000
 MAX_SLOTS = 64
@@ -90,7 +90,7 @@ def open_batch(data: bytes, key: Key, device: str, stream: str) -> Batch:
 
 
 def read_item(stream: Stream, item: dict[str, Any]) -> Item:
-    """Return an item of a batch, its times in the form of `trust.format_time`.
+    """Return an item of a batch, its times in the form of `times.format_time`.
 
     Raises:
         InvalidInputError: Not such an item (code `malformed`, `invalid_name`, `invalid_digest`).

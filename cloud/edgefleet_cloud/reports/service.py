@@ -17,7 +17,7 @@ from edgefleet_cloud.reports import repository
 from edgefleet_cloud.reports.tables import ReceiptRow, StreamRow, WindowRow
 from edgefleet_shared import histogram
 from edgefleet_shared.errors import InvalidInputError
-from edgefleet_shared.trust import format_time, parse_time
+from edgefleet_shared.times import format_time, parse_time
 
 COUNTS = (
     "requests",
@@ -177,7 +177,7 @@ def _page(
         statement,
         query,
         {name: getattr(ReceiptRow, name) for name in names},
-        ReceiptRow.id,  # type: ignore[arg-type]  # SQLModel types a column as its value
+        ReceiptRow.id,
         default=default,
     )
 

@@ -1,4 +1,4 @@
-"""What devices sent. Times are RFC 3339 UTC text in the form of `trust.format_time`.
+"""What devices sent. Times are RFC 3339 UTC text in the form of `times.format_time`.
 
 `position` orders what one device sent, as text: enrolment first, then sequence number.
 """
