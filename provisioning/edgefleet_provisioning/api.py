@@ -87,6 +87,8 @@ class Api:
             size = min(PAGE_SIZE, limit - len(found)) if limit else PAGE_SIZE
             more = {"page_token": page} if page else {}
             answer = self.get(path, page_size=size, **query, **more)
+            if not isinstance(answer, dict) or not isinstance(answer.get("items"), list):
+                raise _foreign(path)
             found += answer["items"]
             page = answer.get("next_page_token") or ""
             if not page or (limit and len(found) >= limit):
@@ -140,7 +142,7 @@ class Api:
                 if not response.is_success:
                     body = response.read()
                     raise problems.to_error(response.status_code, body, f"GET {path}")
-                yield from _parse_events(response.iter_lines())
+                yield from _parse_events(response.iter_lines(), path)
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
 
@@ -176,20 +178,27 @@ def _json(response: httpx.Response) -> Any:
     try:
         return response.json()
     except ValueError as error:
-        raise RefusedError(
-            f"{response.url} does not answer in JSON.",
-            code="not_a_fleet_manager",
-            hint="Is that address a fleet manager?",
-        ) from error
+        raise _foreign(str(response.url)) from error
 
 
-def _parse_events(lines: Iterator[str]) -> Iterator[ServerEvent]:
+def _foreign(what: str) -> RefusedError:
+    return RefusedError(
+        f"{what} does not answer as a fleet manager does.",
+        code="not_a_fleet_manager",
+        hint="Is that address a fleet manager of this version?",
+    )
+
+
+def _parse_events(lines: Iterator[str], path: str) -> Iterator[ServerEvent]:
     """Yield events of a stream (WHATWG HTML, section 9.2.6); comments keep it alive."""
     number, data = "", list[str]()
     for line in lines:
         if not line:
             if data:
-                yield ServerEvent(number, json.loads("\n".join(data)))
+                try:
+                    yield ServerEvent(number, json.loads("\n".join(data)))
+                except ValueError as error:
+                    raise _foreign(path) from error
             data = []
             continue
         field, _, value = line.partition(":")

@@ -117,6 +117,10 @@ class Catalog:
                 code="catalog_incomplete",
                 hint="Check the server's metadata folder.",
             ) from error
+        except OSError as error:
+            raise InvalidInputError(
+                f"{self._cache} cannot be used: {error.strerror}.", code="not_writable"
+            ) from error
         except RepositoryError as error:
             raise TrustError(
                 f"The server's catalog does not hold: {error}.",

@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from edgefleet_provisioning import output
-from edgefleet_provisioning.commands import init, model
+from edgefleet_provisioning.commands import device, events, group, init, model, rollout, trust
 from edgefleet_provisioning.commands.session import JSON_MARK
 from edgefleet_provisioning.demo import command as demo
 from edgefleet_provisioning.errors import exit_code
@@ -22,8 +22,17 @@ class _Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except EdgeFleetError as error:
-            output.report(error, as_json=bool(ctx.meta.get(JSON_MARK)))
-            raise typer.Exit(exit_code(error)) from error
+            raise self._leave(ctx, error) from error
+        except OSError as error:
+            if isinstance(error, BrokenPipeError):
+                raise
+            what = f"{error.filename or 'The system'}: {error.strerror or error}."
+            raise self._leave(ctx, EdgeFleetError(what, code="system")) from error
+
+    @staticmethod
+    def _leave(ctx: Any, error: EdgeFleetError) -> typer.Exit:
+        output.report(error, as_json=bool(ctx.meta.get(JSON_MARK)))
+        return typer.Exit(exit_code(error))
 
 
 app = typer.Typer(
@@ -33,7 +42,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("init")(init.init)
+app.add_typer(trust.app, name="trust")
 app.add_typer(model.app, name="model")
+app.add_typer(device.app, name="device")
+app.add_typer(group.app, name="group")
+app.add_typer(rollout.app, name="rollout")
+app.command("events")(events.events)
+app.command("telemetry")(events.telemetry)
+app.command("status")(events.status)
 app.command("demo")(demo.demo)
 
 

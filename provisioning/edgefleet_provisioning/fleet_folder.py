@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import msgspec
 from securesystemslib.signer import CryptoSigner
@@ -74,6 +74,21 @@ class FleetFolder:
         """Return the names of the private keys at hand for a role, for example root-1."""
         folder = self.path / "offline" / "keys"
         return sorted(path.stem for path in folder.glob(f"{role}-*.pem"))
+
+    def key_ids(self) -> dict[str, str]:
+        """Return the names of the public keys at hand by their key ids.
+
+        Raises:
+            InvalidInputError: A `.pub.json` cannot be read.
+        """
+        found = {}
+        for path in sorted((self.path / "offline" / "keys").glob("*.pub.json")):
+            data = read(path, "public key", f"{path} is missing.")
+            fields = strict_json.decode(
+                data, dict[str, Any], max_bytes=MAX_BYTES, what=f"public key {path.name}"
+            )
+            found[str(fields.get("keyid"))] = path.name.removesuffix(".pub.json")
+        return found
 
     def pem(self, name: str) -> bytes:
         """Return a private key as it is stored.

@@ -1,0 +1,187 @@
+"""`edgefleet device`: register, enrol, label, look at, remove."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgefleet_provisioning.api import segment
+from edgefleet_provisioning.commands import arguments, completion
+from edgefleet_provisioning.commands.session import Session, connected
+from edgefleet_provisioning.durable import PRIVATE, write_file
+from edgefleet_provisioning.errors import RefusedError
+from edgefleet_shared.errors import InvalidInputError
+from edgefleet_shared.identifiers import check_name
+
+app = typer.Typer(help="Register, enrol and look at devices.", no_args_is_help=True)
+
+DEFAULT_HARDWARE = "generic-x86_64"
+NewId = Annotated[str, typer.Argument(metavar="ID", help="The new device's id.")]
+KnownId = Annotated[
+    str, typer.Argument(metavar="ID", help="The device.", autocompletion=completion.devices)
+]
+Labels = Annotated[
+    list[str] | None, typer.Option("--label", help="key=value; repeat it.", show_default=False)
+]
+Hardware = Annotated[str, typer.Option(help="What it is, as packages name it.")]
+Hours = Annotated[int, typer.Option("--valid-hours", min=1, help="How long the ticket is valid.")]
+TicketFile = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="Write the ticket here (0600).", show_default=False),
+]
+
+
+@app.command("add")
+@connected
+def add(
+    session: Session, device: NewId, label: Labels = None, hardware: Hardware = DEFAULT_HARDWARE
+) -> None:
+    """Register a device; it gets its identity by a ticket."""
+    found = session.api.post("/v1/devices", _body(device, label, hardware))
+    session.output.result(
+        found, f"{device} is registered. Next: edgefleet device ticket {device} -o ticket.txt"
+    )
+
+
+@app.command("enroll")
+@connected
+def enroll(
+    session: Session,
+    device: NewId,
+    label: Labels = None,
+    hardware: Hardware = DEFAULT_HARDWARE,
+    valid_hours: Hours = 24,
+    output: TicketFile = None,
+) -> None:
+    """Register a device, if it is not, and make the ticket that enrols it."""
+    body = _body(device, label, hardware)
+    try:
+        session.api.post("/v1/devices", body)
+    except RefusedError as error:
+        if error.code not in {"already_exists", "conflict", "http_409"}:
+            raise
+        session.output.note(f"{device} is registered already; its labels stay as they are.")
+    _ticket(session, device, valid_hours, output)
+
+
+@app.command("ticket")
+@connected
+def ticket(
+    session: Session, device: KnownId, valid_hours: Hours = 24, output: TicketFile = None
+) -> None:
+    """Make a ticket: whoever holds it first becomes this device. It works once."""
+    _ticket(session, device, valid_hours, output)
+
+
+@app.command("list")
+@connected
+def list_(
+    session: Session,
+    selector: Annotated[
+        str | None,
+        typer.Option(help="For example: labels.site == 'berlin' and online == true"),
+    ] = None,
+) -> None:
+    """List devices and what they run."""
+    devices = session.api.items("/v1/devices", filter=selector or "")
+    rows = [
+        (d["id"], d["state"], d["online"], d["hardware"], _labels(d), _runs(d), d.get("last_seen"))
+        for d in devices
+    ]
+    columns = ("id", "state", "online", "hardware", "labels", "runs", "last seen")
+    session.output.table(devices, columns, rows)
+
+
+@app.command("show")
+@connected
+def show(session: Session, device: KnownId) -> None:
+    """Show a device: what it should run beside what it runs."""
+    path = f"/v1/devices/{segment(device)}"
+    found = session.api.get(path)
+    state = session.api.get(f"{path}/state")
+    pairs: list[tuple[str, object]] = [
+        (key, found.get(key)) for key in ("id", "state", "online", "hardware", "key", "last_seen")
+    ]
+    pairs += [("labels", _labels(found)), ("in sync", state.get("in_sync"))]
+    for name, slot in (found.get("slots") or {}).items():
+        reason = f" ({slot['reason']}: {slot['detail']})" if slot.get("reason") else ""
+        pairs.append((f"runs {name}", f"{slot.get('active_version')} {slot.get('state')}{reason}"))
+    session.output.details({**found, "desired_reported": state}, pairs)
+
+
+@app.command("label")
+@connected
+def label_(
+    session: Session,
+    device: KnownId,
+    changes: Annotated[list[str], typer.Argument(help="key=value sets, key- removes.")],
+) -> None:
+    """Set or remove labels."""
+    body = {"labels": arguments.label_changes(changes)}
+    found = session.api.change("PATCH", f"/v1/devices/{segment(device)}", body)
+    session.output.result(found, f"{device}: {_labels(found) or 'no labels'}")
+
+
+@app.command("history")
+@connected
+def history(
+    session: Session,
+    device: KnownId,
+    slot: Annotated[str, typer.Option(help="Only this model.")] = "",
+    at: Annotated[str | None, typer.Option(help="Only what ran then (RFC 3339, UTC).")] = None,
+) -> None:
+    """Show which version a device ran when, by its own receipts."""
+    path = f"/v1/devices/{segment(device)}/history"
+    items = session.api.items(path, slot=slot, at=arguments.moment(at))
+    columns = ("slot", "version", "kind", "from", "to", "digest")
+    session.output.table(items, columns, [tuple(i.get(c) for c in columns) for i in items])
+
+
+@app.command("rm")
+@connected
+def remove(
+    session: Session,
+    device: KnownId,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Decommission a device; it stops being one of the fleet."""
+    if session.output.interactive and not yes:
+        typer.confirm(f"Decommission {device}?", abort=True)
+    session.api.delete(f"/v1/devices/{segment(device)}")
+    session.output.result({"device": device}, f"{device} is decommissioned.")
+
+
+def _body(device: str, label: list[str] | None, hardware: str) -> dict[str, Any]:
+    check_name(device, "device")
+    return {"id": device, "labels": arguments.labels(label or []), "hardware": hardware}
+
+
+def _ticket(session: Session, device: str, hours: int, output: Path | None) -> None:
+    if output and not output.parent.is_dir():
+        raise InvalidInputError(
+            f"The folder {output.parent} does not exist.",
+            code="not_writable",
+            hint="No ticket was made.",
+        )
+    path = f"/v1/devices/{segment(device)}/tickets"
+    made = session.api.post(path, {"valid_hours": hours})
+    if output is None:
+        session.output.result({"device": device, **made}, str(made["ticket"]))
+        return
+    write_file(output, f"{made['ticket']}\n".encode(), PRIVATE)
+    session.output.result(
+        {"device": device, "file": str(output.resolve()), "not_after": made["not_after"]},
+        f"The ticket for {device} is in {output}, valid until {made['not_after']}, once.\n"
+        f"Next, on the device: edgefleet-agent enroll --ticket-file {output.name}",
+    )
+
+
+def _labels(device: dict[str, Any]) -> str:
+    return " ".join(f"{key}={value}" for key, value in sorted(device["labels"].items()))
+
+
+def _runs(device: dict[str, Any]) -> str:
+    slots = device.get("slots") or {}
+    return " ".join(f"{name} {slot.get('active_version') or '-'}" for name, slot in slots.items())
