@@ -18,6 +18,7 @@ from edgefleet_agent.ipc import control
 from edgefleet_shared.errors import UnavailableError
 
 _UCRED = struct.Struct("3i")
+_LAST_REPLIES_S = 1.0
 _BACKLOG_MAX = 1024  # messages that a client may leave unread
 
 
@@ -82,8 +83,10 @@ class ControlServer:
         for client in list(self._clients):
             client.send(event)
 
-    def close(self) -> None:
-        """Close every connection and the socket."""
+    async def close(self) -> None:
+        """Send what is still to be answered, then close every connection and the socket."""
+        if tasks := [task for client in self._clients for task in client.tasks]:
+            await asyncio.wait(tasks, timeout=_LAST_REPLIES_S)
         for client in list(self._clients):
             client.close()
         if self._socket is not None:
@@ -99,7 +102,7 @@ class Client:
         self._server = server
         self._loop = asyncio.get_running_loop()
         self._unsent: deque[bytes] = deque()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.tasks: set[asyncio.Task[None]] = set()
         self._open = True
         self._loop.add_reader(sock, self._on_message)
 
@@ -121,8 +124,8 @@ class Client:
             self.close()
             return
         task = self._loop.create_task(self._serve(message, files))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
 
     async def _serve(self, message: control.Request, files: list[int]) -> None:
         plane = self._server.plane

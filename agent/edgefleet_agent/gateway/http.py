@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING, cast
 
 import httptools
 
-from edgefleet_agent.gateway.messages import Request, error, inference, status_line
-from edgefleet_agent.ipc.frames import NO_JSON
+from edgefleet_agent.gateway.messages import HEAD_MAX_BYTES, Request, error, inference, status_line
 
 if TYPE_CHECKING:
     from edgefleet_agent.gateway.endpoints import Endpoints
 
-HEAD_MAX_BYTES = 64 * 1024
 _LINGER_S = 2.0
 
 
@@ -201,6 +199,3 @@ class Connection(asyncio.Protocol):
         self._keep_alive = False
         if not self._busy and self._transport is not None:
             self._transport.close()
-
-
-__all__ = ["HEAD_MAX_BYTES", "NO_JSON", "Connection"]

@@ -10,6 +10,7 @@ from edgefleet_agent.ipc.frames import NO_JSON
 
 _REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 _JSON = b"application/json"
+HEAD_MAX_BYTES = 64 * 1024
 
 
 class Request:
@@ -21,7 +22,7 @@ class Request:
         "chunked",
         "encoding",
         "expects_continue",
-        "headers_done",
+        "head_bytes", "headers_done",
         "json_length",
         "keep_alive",
         "length",
@@ -43,11 +44,13 @@ class Request:
         self.expects_continue = False
         self.keep_alive = True
         self.headers_done = False
+        self.head_bytes = 0
         self.bad = ""
         self.refused: tuple[int, str, str] | None = None
 
     def header(self, name: bytes, value: bytes) -> None:
         """Take one header; those without meaning here are skipped."""
+        self.head_bytes += len(name) + len(value)
         if len(name) < 6:
             return
         name = name.lower()
@@ -72,6 +75,8 @@ class Request:
 
     def refusal(self, max_body: int) -> tuple[int, str, str] | None:
         """Return (status, text, code) if the request need not be read further."""
+        if self.head_bytes + len(self.target) > HEAD_MAX_BYTES:
+            return 431, "The request's head is too long.", "head_too_large"
         if self.bad:
             return 400, self.bad, "bad_request"
         if self.chunked:

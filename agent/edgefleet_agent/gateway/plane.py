@@ -41,6 +41,7 @@ class Plane:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loading: dict[str, asyncio.Task[Report]] = {}
         self._counters: dict[str, Counters] = {}
+        self._closing = False
         self.backends: dict[str, Backend] = {}
         self.router = Router(queue_limit, timeout_s, hung=Backend.kill)
         self.on_event: Callable[[Event], None] = lambda _: None
@@ -157,7 +158,8 @@ class Plane:
     # ------------------------------------------------------------------- crashes
 
     def _on_death(self, backend: Backend) -> None:
-        self._start(self._bury(backend))
+        if not self._closing:
+            self._start(self._bury(backend))
 
     async def _bury(self, backend: Backend) -> None:
         """Find out how a worker died, replay its requests, and restart or quarantine it."""
@@ -260,6 +262,7 @@ class Plane:
     async def close(self, drain_s: float) -> None:
         """Let open requests finish for up to `drain_s` seconds, then end every worker."""
         await self.router.quiet(drain_s)
+        self._closing = True
         for backend in self.backends.values():
             for fd in backend.files:
                 os.close(fd)

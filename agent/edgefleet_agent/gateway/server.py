@@ -109,7 +109,7 @@ class Gateway:
         await self._listen()
         self._on_agents(0)
         await self._over.wait()
-        self._control.close()
+        await self._control.close()
 
     async def _listen(self) -> None:
         options = self._options
@@ -164,4 +164,4 @@ class Gateway:
         await self._spawner.close()
         for path in (self._options.uds, self._options.control, self._options.addr_file):
             path.unlink(missing_ok=True)
-        self._loop.call_soon(self._over.set)
+        self._over.set()

@@ -149,7 +149,7 @@ class Loop:
             json_length, parts, nonfinite = self._codec.encode(request, found)
         except (InvalidInputError, ValueError) as error:
             return 400, frames.NO_JSON, [_problem(error, "invalid_request")], False, spent
-        except (RuntimeError, MemoryError) as error:
+        except Exception as error:  # noqa: BLE001 - one bad request must not end the worker
             return 500, frames.NO_JSON, [_problem(error, "inference_failed")], False, spent
         return 200, json_length, parts, nonfinite, spent
 
@@ -159,7 +159,7 @@ class Loop:
 
 
 def _problem(error: BaseException, code: str) -> bytes:
-    text = str(error) or "The worker is out of memory."
+    text = str(error) or f"The worker failed: {type(error).__name__}."
     return msgspec.json.encode({"error": text, "code": code})
 
 

@@ -78,7 +78,7 @@ def from_json(name: str, kind: str, shape: list[int], raw: msgspec.Raw) -> np.nd
 def _nested(
     name: str, kind: str, shape: list[int], raw: msgspec.Raw, flat: msgspec.DecodeError
 ) -> list[Any]:
-    if len(shape) < 2 or not bytes(raw[1:64]).lstrip().startswith(b"["):
+    if len(shape) < 2 or not bytes(memoryview(raw)[1:64]).lstrip().startswith(b"["):
         raise InvalidInputError(f"The data of input {name!r} is not {kind}: {flat}.") from flat
     try:
         rows = _decoder(kind, len(shape)).decode(raw)
