@@ -210,6 +210,7 @@ class SwapReceipt(msgspec.Struct, frozen=True):
     p50_us_after: int | None = None
     p99_us_after: int | None = None
     memory_kb: int = 0
+    gap_us: int = 0
     trigger: str = ""
 
 

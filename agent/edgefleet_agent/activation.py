@@ -1,0 +1,230 @@
+"""Swap, probation, rollback: from a loaded version to a good one, or back. Needs no cloud."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import NamedTuple
+
+import msgspec
+
+from edgefleet_agent import probation, swapping
+from edgefleet_agent.gateway_client import GatewayLostError, GatewayRefusedError
+from edgefleet_agent.ipc.control import DigestStats
+from edgefleet_agent.journal import VersionRef
+from edgefleet_agent.ledger import Ledger
+from edgefleet_agent.swapping import Kind, Reading, Swap
+from edgefleet_agent.toolbox import Toolbox
+from edgefleet_shared.errors import EdgeFleetError
+from edgefleet_shared.histogram import difference
+from edgefleet_shared.states import DeploymentEvent, DeploymentState
+from edgefleet_shared.steps import Step
+
+_E = DeploymentEvent
+LOOKS = 40
+"""How often a probation looks at the counters, at least every 2 s and at most every 0.2 s."""
+
+
+class _Watch(NamedTuple):
+    """A probation under way: when the route moved, and the counters just then."""
+
+    deployment: str
+    since: float
+    before: Reading
+
+
+class Activation:
+    """Performs the steps from the swap on; each is journaled before it is done.
+
+    Args:
+        tools: The shared parts.
+        ledger: The slot's page.
+        stop: Set when a newer command waits; waiting then ends.
+    """
+
+    def __init__(self, tools: Toolbox, ledger: Ledger, stop: threading.Event) -> None:
+        self._tools, self._ledger, self._stop = tools, ledger, stop
+        self._watch: _Watch | None = None
+
+    def load(self, version: VersionRef) -> None:
+        """Bring a stored version up beside what serves.
+
+        Raises:
+            UnavailableError: Not stored, or the gateway cannot (its code).
+            TrustError: A stored blob has changed.
+            GatewayLostError: The gateway went away.
+        """
+        spec = self._tools.spec(version)
+        with self._tools.verified(spec) as fds:
+            outcome = self._tools.gateway().load(spec, fds)
+        if not outcome.ok:
+            raise GatewayRefusedError(
+                outcome.message or f"{version.model} {version.version} cannot be loaded.",
+                code=outcome.code,
+            )
+        self._ledger.ready_ms = outcome.ready_ms
+
+    def route(self, version: VersionRef, kind: Kind, trigger: str = "") -> Swap:
+        """Move the route to a version, loading it if need be; raises as `load`."""
+        deployment, old = self._ledger.record.deployment, self._ledger.serving
+        name = deployment.id if deployment else ""
+        try:
+            swap = swapping.flip(self._tools, name, old, version, kind, trigger)
+        except GatewayRefusedError:
+            self.load(version)
+            swap = swapping.flip(self._tools, name, old, version, kind, trigger)
+        self._ledger.serve(version)
+        receipt = msgspec.structs.replace(swap.receipt, ready_ms=self._ledger.ready_ms)
+        return swap._replace(receipt=receipt)
+
+    def swap(self) -> None:
+        """From `staged` or `swapping` to `probation`; or back, if the route cannot move."""
+        ledger = self._ledger
+        new = ledger.deployment.staged
+        assert new is not None
+        if ledger.deployment.state is DeploymentState.STAGED:
+            ledger.move(_E.SWAP)
+        try:
+            swap = self.route(new, "activate")
+        except GatewayLostError:
+            raise
+        except EdgeFleetError as error:
+            self.roll_back(error.code, str(error))
+            return
+        self.flipped(swap)
+        self.settle_receipt(swap)
+
+    def flipped(self, swap: Swap) -> None:
+        """Write down that the route names the new version."""
+        record = self._ledger.record
+        assert record.deployment is not None
+        new = record.deployment.staged
+        previous = swap.old if swap.old != new else record.previous
+        self._watch = _Watch(record.deployment.id, time.monotonic(), swap.before)
+        self._ledger.move(_E.SERVE, active=new, previous=previous, receipt=swap.receipt)
+
+    def settle_receipt(self, swap: Swap | None = None) -> None:
+        """Hand the pending receipt to the outbox, measured if its swap was just now."""
+        receipt = self._ledger.record.receipt
+        if receipt is None:
+            return
+        if swap is not None:
+            deployment = self._ledger.record.deployment
+            drain_s = deployment.target.policy.drain_s if deployment else 10
+            try:
+                receipt = swapping.measure(self._tools, swap, drain_s)
+            except GatewayLostError as error:
+                self._ledger.tell(Step.ACTIVATE, error.code, str(error), level="warning")
+        self._tools.outbox.add("receipts", receipt)
+        self._ledger.write(receipt=None)
+
+    def watch(self) -> bool:
+        """Perform probation until a verdict.
+
+        Returns:
+            Whether it ended; False if `stop` was set first, to be called again.
+        """
+        policy = self._ledger.deployment.target.policy
+        pause = min(2.0, max(0.2, policy.probation_s / LOOKS))
+        while True:
+            verdict = self._look()
+            if verdict.kind == "fail":
+                self.roll_back(verdict.trigger, verdict.detail)
+                return True
+            if verdict.kind != "wait":
+                self.succeed(verdict)
+                return True
+            if self._stop.wait(pause):
+                return False
+
+    def succeed(self, verdict: probation.Verdict) -> None:
+        """End probation well; the verdict says how sure that is."""
+        self._watch = None
+        self._ledger.move(
+            _E.SUCCEED, reason=verdict.trigger, detail=verdict.detail, verdict=verdict.kind
+        )
+
+    def roll_back(self, trigger: str, detail: str) -> None:
+        """Go back to the last good version, or to none if there was none.
+
+        Raises:
+            GatewayLostError: The gateway went away; recovery goes on from `rolling_back`.
+        """
+        ledger, self._watch = self._ledger, None
+        if ledger.deployment.state is not DeploymentState.ROLLING_BACK:
+            # Swapping may fail before the route has moved: then active is still the last good.
+            ledger.move(_E.ROLL_BACK, reason=trigger, detail=detail, verdict="fail")
+        record = ledger.record
+        assert record.deployment is not None
+        moved = record.active == record.deployment.staged
+        good = record.previous if moved else record.active
+        done = [*record.quarantined, record.deployment.id]
+        try:
+            swap = self._return_to(good, trigger)
+        except GatewayLostError:
+            raise
+        except EdgeFleetError as error:
+            ledger.move(_E.ROLLBACK_FAIL, reason=error.code, detail=str(error), quarantined=done)
+            return
+        ledger.move(
+            _E.ROLLED_BACK,
+            reason=trigger,
+            detail=detail,
+            active=good,
+            previous=None,
+            quarantined=done,
+            receipt=swap.receipt if swap else None,
+        )
+        self.settle_receipt(swap)
+
+    def _return_to(self, good: VersionRef | None, trigger: str) -> Swap | None:
+        if good is None:
+            self._tools.gateway().unroute(self._ledger.name)
+            self._ledger.serve(None)
+            return None
+        if good.release_counter < self._tools.security_floor(good.model):
+            self._tools.gateway().unroute(good.model)
+            self._ledger.serve(None)
+            raise GatewayRefusedError(
+                f"{good.version} is below the security floor by now; nothing is served.",
+                code="below_security_floor",
+            )
+        if self._ledger.serving == good:
+            return None
+        return self.route(good, "rollback", trigger)
+
+    def _look(self) -> probation.Verdict:
+        record = self._ledger.record
+        assert record.deployment is not None
+        assert record.active is not None
+        stats = swapping.read(self._tools.gateway())
+        watch = self._watch
+        if watch is None or watch.deployment != record.deployment.id:
+            # After a restart probation begins again; what was counted meanwhile counts.
+            watch = self._watch = _Watch(record.deployment.id, time.monotonic(), {})
+        old = record.previous
+        return probation.judge(
+            record.deployment.target.policy,
+            time.monotonic() - watch.since,
+            _sample(watch.before.get(old.digest) or stats.get(old.digest)) if old else _NOTHING,
+            _sample(stats.get(record.active.digest), watch.before.get(record.active.digest)),
+        )
+
+
+_NOTHING = probation.Sample()
+
+
+def _sample(now: DigestStats | None, before: DigestStats | None = None) -> probation.Sample:
+    if now is None:
+        return _NOTHING
+    if before is None or before.requests > now.requests:
+        return probation.Sample(
+            now.requests, now.server_errors, now.nonfinite, now.crashes, now.compute
+        )
+    return probation.Sample(
+        now.requests - before.requests,
+        now.server_errors - before.server_errors,
+        now.nonfinite - before.nonfinite,
+        now.crashes - before.crashes,
+        difference(now.compute, before.compute),
+    )

@@ -1,0 +1,138 @@
+"""The commands: `run`, `enroll`, `status`. Errors are one paragraph; exit 2: yours, 1: ours."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from edgefleet_agent import __version__
+from edgefleet_agent.config import Config, load
+from edgefleet_shared.errors import EdgeFleetError, InvalidInputError
+
+DEFAULT_CONFIG = Path("/etc/edgefleet/agent.toml")
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    path = options.config or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None)
+    try:
+        config = load(path)
+        if options.command == "run":
+            return _run(config)
+        if options.command == "enroll":
+            return _enroll(config, options.ticket, options.ticket_file)
+        return _status(config, as_json=options.json)
+    except EdgeFleetError as error:
+        return _fail(error, 2 if isinstance(error, InvalidInputError) else 1)
+    except OSError as error:
+        return _fail(error, 1)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="edgefleet-agent", description="The edgefleet agent.")
+    parser.add_argument("--version", action="version", version=f"edgefleet-agent {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--config", type=Path, help=f"TOML file (default {DEFAULT_CONFIG})")
+    commands.add_parser("run", parents=[shared], help="serve models and obey the fleet manager")
+    enroll = commands.add_parser("enroll", parents=[shared], help="become a device of a fleet")
+    ticket = enroll.add_mutually_exclusive_group(required=True)
+    ticket.add_argument("--ticket", help="the ticket string")
+    ticket.add_argument("--ticket-file", type=Path, help="a file that holds it; - for stdin")
+    status = commands.add_parser("status", parents=[shared], help="show what runs here")
+    status.add_argument("--json", action="store_true", help="one JSON object")
+    return parser
+
+
+def _run(config: Config) -> int:
+    # Imported here: `status` and `--help` need none of it.
+    from edgefleet_agent import compose, durable
+
+    if config.log_level.upper() not in LEVELS:
+        raise InvalidInputError(
+            f"{config.log_level!r} is no log level.",
+            code="configuration",
+            hint=f"Use one of {', '.join(LEVELS)}.",
+        )
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(levelname)-7s %(message)s", stream=sys.stderr
+    )
+    logging.getLogger("edgefleet").setLevel(config.log_level.upper())
+    with compose.lock(durable.make_folder(config.state)):
+        daemon = compose.build(config)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: daemon.end())
+        daemon.run()
+    return 0
+
+
+def _enroll(config: Config, ticket: str | None, file: Path | None) -> int:
+    from edgefleet_agent.enrollment import enroll
+
+    if ticket is None:
+        assert file is not None
+        ticket = sys.stdin.read() if str(file) == "-" else _read(file)
+    identity = enroll(config.state, ticket)
+    sys.stdout.write(
+        f"Enrolled as {identity.device} in fleet {identity.fleet}. "
+        f"Start it with 'edgefleet-agent run'.\n"
+    )
+    return 0
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInputError(
+            f"The ticket file {file} cannot be read: {error}.", code="ticket"
+        ) from error
+
+
+def _status(config: Config, *, as_json: bool) -> int:
+    from edgefleet_agent.status import read_status
+
+    status = read_status(config.run)
+    if as_json:
+        sys.stdout.write(json.dumps(status) + "\n")
+    else:
+        sys.stdout.write("\n".join(_lines(status)) + "\n")
+    return 0 if status["running"] else 1
+
+
+def _lines(status: dict[str, Any]) -> list[str]:
+    state = "runs" if status["running"] else "does NOT run"
+    link = "connected" if status["connected"] else "not connected"
+    lines = [
+        f"{status['device']} of fleet {status['fleet']}: agentd {state} (pid {status['pid']})",
+        f"  {link}, assignment {status['counter']}, gateway {status['gateway']}",
+        f"  infer at {status['inference']['socket']}"
+        + (f" and http://{address}" if (address := status["inference"]["tcp"]) else ""),
+    ]
+    if status["refused"]:
+        lines.append(f"  refused last: {status['refused']}")
+    if status["floor_lost"]:
+        lines.append("  the trust floors are lost: no change is accepted; enrol anew")
+    for name, slot in status["slots"].items():
+        active = slot["active_version"] or "nothing"
+        line = f"  {name}: serves {active}; deployment of {slot['target_version']}: {slot['state']}"
+        if slot["reason"]:
+            line += f" ({slot['reason']})"
+        lines.append(line)
+    lines.extend(
+        f"    worker {worker['pid']}: {worker['model']} {worker['version']} {worker['role']}"
+        for worker in status["workers"]
+    )
+    return lines
+
+
+def _fail(error: Exception, status: int) -> int:
+    sys.stderr.write(f"edgefleet-agent: {error}\n")
+    return status

@@ -1,0 +1,167 @@
+"""The one place that names adapters and builds agentd."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TextIO
+
+from edgefleet_agent import __version__, durable
+from edgefleet_agent.config import Config
+from edgefleet_agent.daemon import Daemon, Parts
+from edgefleet_agent.events import Emitter
+from edgefleet_agent.fetch import Fetcher
+from edgefleet_agent.gateway_client import GatewayClient
+from edgefleet_agent.gateway_link import GatewayLink
+from edgefleet_agent.identity import Identity
+from edgefleet_agent.journal import Journal
+from edgefleet_agent.notify import Notifier
+from edgefleet_agent.outbox import Outbox
+from edgefleet_agent.ports import Clock, Transport
+from edgefleet_agent.status import StatusFile
+from edgefleet_agent.store import Store
+from edgefleet_agent.telemetry import Telemetry
+from edgefleet_agent.toolbox import Toolbox
+from edgefleet_agent.transports.mqtt import MqttTransport, Tls
+from edgefleet_agent.trust.acceptance import Acceptance
+from edgefleet_shared.errors import EdgeFleetError, InvalidInputError, UnavailableError
+from edgefleet_shared.identifiers import new_id
+from edgefleet_shared.steps import Step
+from edgefleet_shared.trust import format_time
+
+ACCELERATORS = frozenset({"cpu"})
+GATEWAY_ENVIRONMENT = {
+    "ORT_DISABLE_TELEMETRY": "1",  # its wheels phone home otherwise
+    "MALLOC_TRIM_THRESHOLD_": "131072",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+
+
+def lock(state: Path) -> TextIO:
+    """Take the state folder for this process; keep the file open as long as it is wanted.
+
+    Raises:
+        UnavailableError: Another agentd has it (code `agent_running`).
+    """
+    file = (state / "agentd.lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise UnavailableError(
+            f"An agent is already running on {state}.",
+            code="agent_running",
+            hint="Stop it first, or give another state_dir.",
+        ) from error
+    return file
+
+
+def build(
+    config: Config,
+    *,
+    transport: Transport | None = None,
+    gateway_command: list[str] | None = None,
+    environ: Mapping[str, str] = os.environ,
+    clock: Clock = time.time,
+) -> Daemon:
+    """Build the agent; nothing is started.
+
+    Args:
+        config: What was configured.
+        transport: Instead of the configured one.
+        gateway_command: Instead of the gateway of this distribution.
+        environ: For systemd's variables and the gateway.
+        clock: Seconds since the epoch.
+
+    Raises:
+        InvalidInputError: Not enrolled, or a file of the state folder is damaged.
+    """
+    state, run = durable.make_folder(config.state), durable.make_folder(config.run, 0o755)
+    identity, boot = Identity(state / "identity"), new_id()
+    acceptance = Acceptance(state, identity.who, identity.root, clock)
+
+    def stamp() -> str:
+        return format_time(acceptance.now())
+
+    outbox = Outbox(state / "outbox.db", config.telemetry.outbox_max_bytes)
+    emitter = Emitter(outbox, stamp)
+    if outbox.lost:
+        emitter.tell(Step.REPORT, "outbox_lost", "the outbox was damaged and is begun anew.",
+                     level="error")  # fmt: skip
+    store = Store(state / "store", config.store.max_bytes)
+    daemon: Daemon
+
+    def gateway() -> GatewayClient:
+        return daemon.gateway()
+
+    def refused(error: EdgeFleetError) -> None:
+        emitter.error(Step.FETCH, error)
+
+    tools = Toolbox(
+        journal=Journal(state / "journal.json"),
+        store=store,
+        fetcher=Fetcher(
+            store, config.store, lambda: identity.authorization(acceptance.now()), refused
+        ),
+        outbox=outbox,
+        telemetry=Telemetry(outbox, stamp),
+        gateway=gateway,
+        security_floor=acceptance.security_floor,
+        stamp=stamp,
+        hardware=config.hardware_id,
+        accelerators=ACCELERATORS,
+        threads=config.inference.threads,
+    )
+    parts = Parts(
+        config=config,
+        identity=identity,
+        acceptance=acceptance,
+        tools=tools,
+        emitter=emitter,
+        transport=transport or _transport(config, identity, boot),
+        boot=boot,
+        status=StatusFile(run, boot, identity.fleet, identity.device),
+        notifier=Notifier(environ),
+    )
+    command = gateway_command or _gateway_command(config)
+    gateway_environ = {**GATEWAY_ENVIRONMENT, **environ}
+    gateway_environ.pop("NOTIFY_SOCKET", None)
+    daemon = Daemon(parts, lambda events: GatewayLink(run, command, gateway_environ, events))
+    return daemon
+
+
+def _transport(config: Config, identity: Identity, boot: str) -> Transport:
+    kind = config.transport.kind
+    if kind != "mqtt":
+        raise InvalidInputError(
+            f"There is no transport {kind!r}.", code="configuration", hint="Use kind = 'mqtt'."
+        )
+    return MqttTransport(
+        config.transport.url or identity.enrollment.transport.url,
+        identity.device,
+        boot,
+        __version__,
+        Tls(identity.ca_file, identity.certificate_file, identity.key_file),
+        config.transport.keepalive_s,
+        config.transport.backoff_max_s,
+    )
+
+
+def _gateway_command(config: Config) -> list[str]:
+    run, inference = config.run, config.inference
+    return [
+        sys.executable, "-m", "edgefleet_agent.gateway",
+        "--control", str(run / "control.sock"),
+        "--uds", str(run / "infer.sock"),
+        "--tcp", inference.tcp,
+        "--addr-file", str(run / "infer.addr"),
+        "--queue-limit", str(inference.queue_limit),
+        "--timeout-s", str(inference.timeout_s),
+        "--max-body-bytes", str(inference.max_body_bytes),
+        "--threads", str(inference.threads),
+        "--orphan-timeout-s", str(inference.orphan_timeout_s),
+    ]  # fmt: skip

@@ -1,0 +1,304 @@
+"""agentd: one thread that decides, one queue that everything arrives by."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from edgefleet_agent.config import Config
+from edgefleet_agent.events import Emitter
+from edgefleet_agent.gateway_client import GatewayClient
+from edgefleet_agent.gateway_link import GatewayLink
+from edgefleet_agent.identity import Identity
+from edgefleet_agent.ipc import control
+from edgefleet_agent.ledger import Ledger
+from edgefleet_agent.notify import Notifier
+from edgefleet_agent.ports import Transport
+from edgefleet_agent.reporting import Facts, Reporter, Sender
+from edgefleet_agent.slot import Quarantined, Recover, Slot
+from edgefleet_agent.status import StatusFile
+from edgefleet_agent.toolbox import Toolbox
+from edgefleet_agent.trust.acceptance import Acceptance, Accepted
+from edgefleet_shared.errors import EdgeFleetError
+from edgefleet_shared.messages import SlotReport
+from edgefleet_shared.steps import Step
+
+logger = logging.getLogger("edgefleet")
+
+RECOVER_S = 60.0
+"""After this long the fleet manager is called even if a slot could not be brought up."""
+QUEUE_MAX = 256
+IDLE_S = 30.0
+
+
+class Parts(NamedTuple):
+    """What `compose.py` builds and the daemon runs."""
+
+    config: Config
+    identity: Identity
+    acceptance: Acceptance
+    tools: Toolbox
+    emitter: Emitter
+    transport: Transport
+    boot: str
+    status: StatusFile
+    notifier: Notifier
+
+
+class Daemon:
+    """The whole agent at run time.
+
+    Args:
+        parts: What it is made of.
+        link: Makes the link to the gateway, given who is to be told.
+    """
+
+    def __init__(self, parts: Parts, link: Callable[[Daemon], GatewayLink]) -> None:
+        self._parts = parts
+        self._queue: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._dirty = threading.Event()
+        self._over = False
+        self._connected = False
+        self._last_refused = ""
+        self._slots: dict[str, Slot] = {}
+        self._link = link(self)
+        self._next_window = time.monotonic() + parts.config.telemetry.interval_s
+        tools, signer = parts.tools, parts.identity.signer
+        self._facts = Facts(tools.hardware, tools.accelerators)
+        self._reporter = Reporter(
+            parts.identity.device, parts.boot, signer, tools.outbox, parts.transport,
+            self.reports, self._facts, tools.stamp,
+        )  # fmt: skip
+        self._sender = Sender(
+            parts.identity.device, parts.boot, signer, tools.outbox, parts.transport,
+            tools.stamp, self._changed,
+        )  # fmt: skip
+
+    def gateway(self) -> GatewayClient:
+        """Return the connection to the gateway, or raise `GatewayLostError`."""
+        return self._link.client
+
+    def reports(self) -> dict[str, SlotReport]:
+        """Return every slot's report."""
+        slots = dict(self._slots)
+        return {name: report for name, slot in slots.items() if (report := slot.ledger.report())}
+
+    # Called from the threads of transport and link: each hands over and returns.
+
+    def on_connected(self) -> None:
+        """The transport stands."""
+        self._queue.put(self._greet)
+
+    def on_disconnected(self, reason: str) -> None:
+        """The transport is gone."""
+        self._queue.put(lambda: self._part(reason))
+
+    def on_desired(self, payload: bytes) -> None:
+        """A desired document has come."""
+        if self._queue.qsize() < QUEUE_MAX:  # a flood is cut; it is asked for on each connect
+            self._queue.put(lambda: self._receive(payload))
+
+    def on_gateway_up(self, client: GatewayClient) -> None:
+        """A gateway answers."""
+        self._queue.put(lambda: self._gateway_up(client))
+
+    def on_gateway_down(self, reason: str) -> None:
+        """The gateway is gone."""
+        self._queue.put(lambda: self._gateway_down(reason))
+
+    def on_gateway_event(self, event: control.Event) -> None:
+        """The gateway tells something."""
+        self._queue.put(lambda: self._gateway_event(event))
+
+    def end(self) -> None:
+        """Let `run` come to its end; safe in a signal handler."""
+        self._queue.put(self._end)
+
+    def run(self) -> None:
+        """Run until `end` is called."""
+        parts = self._parts
+        self._facts.counter = parts.acceptance.counter
+        self._facts.agent["floor_lost"] = parts.acceptance.floor_lost
+        for name in parts.tools.journal.slots:
+            self._slot(name)
+        self._link.start()
+        self._first_recovery()
+        self._resume()
+        if not self._over:
+            parts.transport.start(self)
+            parts.notifier.ready()
+        while not self._over:
+            self._turn(None)
+        self._finish()
+
+    def _first_recovery(self) -> None:
+        """What served before serves again, before anything is asked of the cloud."""
+        deadline = time.monotonic() + RECOVER_S
+        while not self._over and time.monotonic() < deadline:
+            if all(slot.recovered.is_set() for slot in self._slots.values()):
+                return
+            self._turn(0.05)
+
+    def _resume(self) -> None:
+        """Go on with what was accepted last; power may have failed before it was begun."""
+        try:
+            if last := self._parts.acceptance.last():
+                self._apply(last)
+        except EdgeFleetError as error:
+            self._parts.emitter.error(Step.RECEIVE, error)
+
+    def _turn(self, timeout_s: float | None) -> None:
+        """Take one thing from the queue, once what time asks for is done."""
+        try:
+            if timeout_s is None:
+                timeout_s = self._timers()
+            self._queue.get(timeout=timeout_s)()
+        except queue.Empty:
+            return
+        except Exception as error:
+            known = isinstance(error, EdgeFleetError | OSError)
+            code = error.code if isinstance(error, EdgeFleetError) else type(error).__name__
+            self._parts.emitter.tell(Step.REPORT, code, str(error), level="error")
+            if not known:
+                logger.exception("a fault in agentd itself")
+
+    def _timers(self) -> float:
+        """Do what time asks for; return how long the queue may be waited for."""
+        now = time.monotonic()
+        self._parts.notifier.alive()
+        if now >= self._next_window:
+            self._next_window = now + self._parts.config.telemetry.interval_s
+            self._close_windows()
+        waits = [IDLE_S, self._next_window - now, self._parts.notifier.interval_s]
+        if self._dirty.is_set():
+            self._dirty.clear()
+            self._write_status()
+        if self._connected:
+            self._sender.send()
+            rest = self._reporter.publish_if_due()
+            waits.append(min(rest, 1.0) if rest is not None else IDLE_S)
+            waits.append(5.0 if self._sender.busy else IDLE_S)
+        return max(0.0, min(waits))
+
+    def _changed(self) -> None:
+        """Wake the main thread once, however many changes come."""
+        if not self._dirty.is_set():
+            self._dirty.set()
+            self._queue.put(_nothing)
+
+    def _slot(self, name: str) -> Slot:
+        if name not in self._slots:
+            parts = self._parts
+            ledger = Ledger(
+                name, parts.tools.journal, parts.emitter, parts.tools.stamp, self._changed
+            )
+            self._slots[name] = Slot(parts.tools, ledger)
+        return self._slots[name]
+
+    def _greet(self) -> None:
+        self._connected = True
+        self._reporter.forget()
+        self._parts.emitter.tell(Step.REPORT, "connected", "connected to the fleet manager.")
+        self._parts.transport.request_desired(self._parts.acceptance.counter)
+        self._changed()
+
+    def _part(self, reason: str) -> None:
+        if self._connected:
+            self._parts.emitter.tell(
+                Step.REPORT, "disconnected", f"disconnected: {reason}.", level="warning"
+            )
+        self._connected = False
+        self._changed()
+
+    def _receive(self, payload: bytes) -> None:
+        parts = self._parts
+        try:
+            accepted = parts.acceptance.accept(payload)
+        except EdgeFleetError as error:
+            self._facts.refused = error.code
+            self._facts.agent["floor_lost"] = parts.acceptance.floor_lost
+            mark = hashlib.sha256(payload).hexdigest()
+            if mark != self._last_refused:  # retained, it comes again on each connect
+                self._last_refused = mark
+                parts.emitter.error(Step.RECEIVE, error)
+            self._changed()
+            return
+        self._facts.refused = ""
+        self._apply(accepted)
+        self._changed()
+
+    def _apply(self, accepted: Accepted) -> None:
+        self._facts.counter = accepted.assignment.counter
+        for name, target in accepted.assignment.slots.items():
+            slot = self._slot(name)
+            if not slot.recovered.is_set() and not slot.ledger.record.deployment:
+                slot.recovered.set()  # it never ran: there is nothing to bring up
+            slot.assign(target, accepted.blobs)
+
+    def _gateway_up(self, client: GatewayClient) -> None:
+        self._facts.agent["gateway"] = "up"
+        self._parts.emitter.tell(
+            Step.INFER, "gateway_up", f"the gateway runs (pid {client.state.pid}).", level="debug"
+        )
+        for slot in self._slots.values():
+            slot.put(Recover())
+        self._changed()
+
+    def _gateway_down(self, reason: str) -> None:
+        self._facts.agent["gateway"] = "down"
+        self._parts.emitter.tell(
+            Step.INFER, "gateway_down", f"{reason}; it is started again.", level="error"
+        )
+        self._changed()
+
+    def _gateway_event(self, event: control.Event) -> None:
+        if event.code == "quarantined" and event.model in self._slots:
+            self._slots[event.model].put(Quarantined(event))
+            return
+        self._parts.emitter.tell(
+            Step.INFER,
+            event.code,
+            event.message,
+            level="warning",
+            slot=event.model,
+            digest=event.digest,
+        )
+
+    def _close_windows(self) -> None:
+        client = self._link.client
+        self._parts.tools.telemetry.close_windows(client.state.boot, client.stats())
+        self._changed()
+
+    def _write_status(self) -> None:
+        parts = self._parts
+        parts.status.write(
+            connected=self._connected,
+            counter=self._facts.counter,
+            refused=self._facts.refused,
+            floor_lost=parts.acceptance.floor_lost,
+            gateway=str(self._facts.agent.get("gateway", "down")),
+            slots=self.reports(),
+            outbox=parts.tools.outbox.counts(),
+        )
+
+    def _end(self) -> None:
+        self._over = True
+
+    def _finish(self) -> None:
+        parts = self._parts
+        parts.notifier.stopping()
+        for slot in self._slots.values():
+            slot.end()
+        self._link.stop(end_gateway=True)
+        parts.transport.stop()
+        parts.status.remove()
+        parts.tools.outbox.close()
+
+
+def _nothing() -> None:
+    """Only wakes the main thread."""

@@ -1,0 +1,169 @@
+"""From an accepted assignment to a loaded, proven version beside the one that serves."""
+
+from __future__ import annotations
+
+import threading
+
+import msgspec
+
+from edgefleet_agent.errors import DeploymentError
+from edgefleet_agent.ipc.control import Outcome
+from edgefleet_agent.journal import VersionRef
+from edgefleet_agent.ledger import Ledger
+from edgefleet_agent.toolbox import Toolbox
+from edgefleet_shared.errors import (
+    IncompatibleError,
+    InvalidInputError,
+    TrustError,
+    UnavailableError,
+)
+from edgefleet_shared.messages import SlotAssignment
+from edgefleet_shared.package import Manifest, Variant, choose_variant
+from edgefleet_shared.states import DONE, DeploymentEvent, DeploymentState
+from edgefleet_shared.steps import Step
+
+_E = DeploymentEvent
+
+
+class Staging:
+    """Performs the steps before the swap; each is journaled before it is done.
+
+    Args:
+        tools: The shared parts.
+        ledger: The slot's page.
+        stop: Set when a newer command waits; the work then ends where it stands.
+    """
+
+    def __init__(self, tools: Toolbox, ledger: Ledger, stop: threading.Event) -> None:
+        self._tools, self._ledger, self._stop = tools, ledger, stop
+
+    def run(self) -> bool:
+        """Go from `accepted` to `staged`.
+
+        Returns:
+            Whether the deployment is staged; False if it ended, or `stop` was set.
+
+        Raises:
+            GatewayLostError: The gateway went away; the deployment resumes when it is back.
+            OSError: The journal cannot be written.
+        """
+        while self._ledger.deployment.state not in DONE:
+            if self._ledger.deployment.state is not DeploymentState.ACCEPTED:
+                self._ledger.move(_E.RESUME)
+                continue
+            try:
+                return self._once()
+            except TrustError as error:
+                # A stored blob has changed on disk; it is gone now and is fetched from zero.
+                self._ledger.tell(Step.VERIFY, error.code, str(error), level="error")
+        return False
+
+    def _once(self) -> bool:
+        target = self._ledger.deployment.target
+        if target.release_counter < self._tools.security_floor(target.model):
+            self._ledger.move(
+                _E.REJECT,
+                reason="below_security_floor",
+                detail="The publisher has raised the security floor above this version.",
+            )
+            return False
+        try:
+            return self._fetch(target) and self._verify_and_load()
+        except InvalidInputError as error:
+            no_variant = error.code == "no_compatible_variant"
+            event = _E.FIND_NO_VARIANT if no_variant else _E.REJECT
+            self._ledger.move(event, reason=error.code, detail=str(error))
+        except IncompatibleError as error:
+            self._ledger.move(_E.REJECT, reason=error.code, detail=str(error))
+        except DeploymentError as error:
+            self._ledger.move(_E.FAIL, reason=error.code, detail=str(error))
+        except UnavailableError as error:
+            if error.code == "gateway_lost":
+                raise
+            self._ledger.move(_E.FAIL, reason=error.code, detail=str(error))
+        return False
+
+    def _fetch(self, target: SlotAssignment) -> bool:
+        self._ledger.move(_E.FETCH)
+        if not self._bring([(target.manifest, target.size)]):
+            return False
+        manifest = self._tools.manifest(target.manifest, target.size)
+        _check_same(manifest, target)
+        variant = choose_variant(manifest, self._tools.hardware, self._tools.accelerators)
+        version = _version(target, variant)
+        # Journaled before the blobs come, so that nothing tidies them away.
+        deployment = msgspec.structs.replace(self._ledger.deployment, staged=version)
+        self._ledger.write(deployment=deployment)
+        return self._bring(list(version.blobs.items()))
+
+    def _bring(self, blobs: list[tuple[str, int]]) -> bool:
+        """Fetch what is missing; return False if `stop` came first."""
+        store, base = self._tools.store, self._ledger.deployment.blobs
+        total = sum(size for _, size in blobs)
+        missing = [(digest, size) for digest, size in blobs if not store.has(digest, size)]
+        done = total - sum(size for _, size in missing)
+        self._ledger.advance_progress(done, total)
+        store.make_room(sum(size for _, size in missing), self._tools.journal.needs())
+        for digest, size in missing:
+
+            def progress(got: int, before: int = done) -> None:
+                self._ledger.advance_progress(before + got, total)
+
+            if not self._tools.fetcher.fetch(base, digest, size, self._stop, progress):
+                return False
+            done += size
+        self._ledger.advance_progress(total, total)
+        return not self._stop.is_set()
+
+    def _verify_and_load(self) -> bool:
+        version = self._ledger.deployment.staged
+        assert version is not None
+        self._ledger.move(_E.VERIFY)
+        spec = self._tools.spec(version)
+        with self._tools.verified(spec) as fds:
+            self._ledger.move(_E.PREPARE)
+            client = self._tools.gateway()
+            self._tell(client.prove(spec, fds), Step.PROVE)
+            if self._stop.is_set():
+                return False
+            outcome = client.load(spec, fds)
+            self._tell(outcome, Step.PREPARE)
+            self._ledger.ready_ms = outcome.ready_ms
+        self._ledger.move(_E.STAGE)
+        return True
+
+    def _tell(self, outcome: Outcome, step: Step) -> None:
+        if not outcome.ok:
+            raise DeploymentError(
+                outcome.message or "The gateway could not load the model.",
+                code=outcome.code or "load_failed",
+            )
+        self._ledger.tell(
+            step,
+            "ready",
+            f"loaded in {outcome.load_ms} ms, ready in {outcome.ready_ms} ms.",
+            memory_kb=outcome.memory_kb,
+            golden_ms=outcome.golden_ms,
+        )
+
+
+def _check_same(manifest: Manifest, target: SlotAssignment) -> None:
+    got = (manifest.name, manifest.version, manifest.release_counter)
+    if got != (target.model, target.version, target.release_counter):
+        raise InvalidInputError(
+            f"The manifest is of {manifest.name} {manifest.version}, not of {target.model} "
+            f"{target.version}.",
+            code="disagree",
+        )
+
+
+def _version(target: SlotAssignment, variant: Variant) -> VersionRef:
+    return VersionRef(
+        model=target.model,
+        version=target.version,
+        digest=target.manifest,
+        size=target.size,
+        release_counter=target.release_counter,
+        variant=variant.id,
+        blobs={entry.digest: entry.size for entry in variant.files},
+    )

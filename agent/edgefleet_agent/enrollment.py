@@ -1,0 +1,213 @@
+"""Enrol once: a ticket and a signing request go out, a certificate and the trust root come back.
+
+Order on disk: key, server's answer (`reply.json`), certificate and root, floors, `enrollment.json`.
+Interrupted anywhere, the same command goes on from what is there; the ticket is used only once.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import urllib3
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from tuf.api.metadata import Metadata, Root
+
+from edgefleet_agent import durable
+from edgefleet_agent.identity import (
+    ENROLLMENT_MAX_BYTES,
+    Enrollment,
+    Identity,
+    TransportInfo,
+    load_or_make_key,
+)
+from edgefleet_agent.trust.floors import Floors, FloorStore
+from edgefleet_shared import strict_json
+from edgefleet_shared.errors import InvalidInputError, TrustError, UnavailableError
+from edgefleet_shared.identifiers import check_digest, check_name, sha256_digest
+
+TIMEOUT_S = 30.0
+TICKET_MAX_BYTES = 4096
+
+
+class Ticket(msgspec.Struct, frozen=True):
+    """What a ticket string holds; `root` is the digest of the fleet's first TUF root."""
+
+    v: Literal[1]
+    fleet: str
+    device: str
+    url: str
+    secret: str
+    root: str
+    not_after: str
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """What the fleet manager answers to an enrolment."""
+
+    fleet: str
+    device: str
+    certificate: str
+    ca: str
+    root: str
+    transport: TransportInfo
+    blobs: str
+    counter: int = 0
+
+
+def read_ticket(text: str) -> Ticket:
+    """Decode a ticket string.
+
+    Raises:
+        InvalidInputError: code `ticket`.
+    """
+    body = text.strip()
+    try:
+        data = base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))
+        ticket = strict_json.decode(data, Ticket, max_bytes=TICKET_MAX_BYTES, what="ticket")
+        check_name(ticket.fleet, "fleet")
+        check_name(ticket.device, "device")
+        check_digest(ticket.root)
+    except (binascii.Error, ValueError, InvalidInputError) as error:
+        raise InvalidInputError(
+            f"This is not an enrolment ticket: {error}",
+            code="ticket",
+            hint="Copy the whole string that 'edgefleet device ticket' printed.",
+        ) from error
+    return ticket
+
+
+def enroll(state: Path, text: str) -> Identity:
+    """Enrol this device.
+
+    Args:
+        state: The state folder; `identity/` and `trust/` are made in it.
+        text: The ticket string.
+
+    Returns:
+        The identity, complete on disk.
+
+    Raises:
+        InvalidInputError: Bad ticket, or the server refuses it, or enrolled as somebody else.
+        TrustError: What came back does not fit the ticket or the key.
+        UnavailableError: The server does not answer.
+    """
+    ticket = read_ticket(text)
+    folder = durable.make_folder(state / "identity")
+    if (folder / "enrollment.json").exists():
+        return _already(folder, ticket)
+    key = load_or_make_key(folder)
+    data = durable.read_bytes(folder / "reply.json")
+    if data is None:
+        data = _ask(ticket, text.strip(), _request(key, ticket.device))
+        durable.atomic_write(folder / "reply.json", data)
+    reply = strict_json.decode(
+        data, Reply, max_bytes=ENROLLMENT_MAX_BYTES, what="answer to the enrolment"
+    )
+    try:
+        root = _check(reply, ticket, key)
+    except TrustError:
+        # A refused answer must not be taken up by the next try.
+        (folder / "reply.json").unlink(missing_ok=True)
+        raise
+    _write(state, reply, root)
+    return Identity(folder)
+
+
+def _already(folder: Path, ticket: Ticket) -> Identity:
+    found = Identity(folder)
+    if (found.fleet, found.device) == (ticket.fleet, ticket.device):
+        return found
+    raise InvalidInputError(
+        f"This device is already enrolled as {found.device!r} in fleet {found.fleet!r}.",
+        code="already_enrolled",
+        hint=f"Use another state_dir, or remove {folder.parent} to give up the old identity.",
+    )
+
+
+def _request(key: ec.EllipticCurvePrivateKey, device: str) -> str:
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, device)])
+    csr = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256())
+    return csr.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def _ask(ticket: Ticket, text: str, csr: str) -> bytes:
+    url = f"{ticket.url.rstrip('/')}/v1/enrollments"
+    try:
+        response = urllib3.request(
+            "POST",
+            url,
+            body=strict_json.encode({"ticket": text, "csr": csr}),
+            headers={"Content-Type": "application/json"},
+            timeout=TIMEOUT_S,
+            retries=False,
+        )
+    except (urllib3.exceptions.HTTPError, ValueError) as error:
+        raise UnavailableError(
+            f"The fleet manager at {ticket.url} does not answer: {error}.",
+            code="fleet_manager_unreachable",
+            hint="Check the network and run the same command again; the ticket is still good.",
+        ) from error
+    if response.status in {200, 201}:
+        return response.data
+    raise _refusal(response.status, response.data)
+
+
+def _refusal(status: int, body: bytes) -> InvalidInputError | UnavailableError:
+    try:
+        problem = json.loads(body)
+        detail, code = str(problem["detail"]), str(problem.get("code", "enrollment_refused"))
+        hint = str(problem.get("hint", ""))
+    except (ValueError, KeyError, TypeError):
+        detail, code, hint = f"It answered {status}.", "enrollment_refused", ""
+    if status >= 500:
+        return UnavailableError(f"The fleet manager failed: {detail}", code=code, hint=hint)
+    return InvalidInputError(
+        f"The fleet manager refused the enrolment: {detail}",
+        code=code,
+        hint=hint or "Ask for a new ticket; each is good once and for a limited time.",
+    )
+
+
+def _check(reply: Reply, ticket: Ticket, key: ec.EllipticCurvePrivateKey) -> bytes:
+    """Return the pinned root once everything in the answer fits the ticket and our key."""
+    try:
+        root = base64.b64decode(reply.root, validate=True)
+        certificate = x509.load_pem_x509_certificate(reply.certificate.encode())
+    except (ValueError, binascii.Error) as error:
+        raise TrustError(
+            f"The answer to the enrolment cannot be read: {error}.", code="malformed"
+        ) from error
+    if sha256_digest(root) != ticket.root:
+        raise TrustError(
+            "The trust root that came back is not the one that the ticket names.",
+            code="wrong_root",
+            hint="Somebody may sit between this device and the fleet manager.",
+        )
+    if (reply.fleet, reply.device) != (ticket.fleet, ticket.device):
+        raise TrustError("The answer is for another device.", code="wrong_device")
+    if certificate.public_key() != key.public_key():
+        raise TrustError("The certificate is for another key.", code="wrong_key")
+    return root
+
+
+def _write(state: Path, reply: Reply, root: bytes) -> None:
+    folder = state / "identity"
+    durable.atomic_write(folder / "ca.crt", reply.ca.encode(), 0o644)
+    durable.atomic_write(folder / "device.crt", reply.certificate.encode(), 0o644)
+    durable.atomic_write(folder / "root.json", root, 0o644)
+    floors = FloorStore(durable.make_folder(state / "trust"))
+    if floors.current is None:
+        version = Metadata[Root].from_bytes(root).signed.version
+        floors.commit(Floors(root=version, counter=reply.counter))
+    enrollment = Enrollment(1, reply.fleet, reply.device, reply.transport, reply.blobs)
+    durable.atomic_write(folder / "enrollment.json", strict_json.encode(enrollment))
+    (folder / "reply.json").unlink(missing_ok=True)
+    durable.fsync_folder(folder)

@@ -1,0 +1,169 @@
+"""Bring a slot's last good version up from disk, or what can be had instead; never neither."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+
+from edgefleet_agent import swapping
+from edgefleet_agent.activation import Activation
+from edgefleet_agent.gateway_client import GatewayLostError
+from edgefleet_agent.journal import VersionRef
+from edgefleet_agent.ledger import Ledger
+from edgefleet_agent.recovery import Plan
+from edgefleet_agent.toolbox import Toolbox
+from edgefleet_shared.errors import EdgeFleetError
+from edgefleet_shared.states import DeploymentState
+from edgefleet_shared.steps import Step
+
+
+class Healing:
+    """What is done before anything else when agentd or the gateway comes up.
+
+    Args:
+        tools: The shared parts.
+        ledger: The slot's page.
+        activation: Loads and routes.
+        stop: Set when a newer command waits.
+    """
+
+    def __init__(
+        self, tools: Toolbox, ledger: Ledger, activation: Activation, stop: threading.Event
+    ) -> None:
+        self._tools, self._ledger = tools, ledger
+        self._activation, self._stop = activation, stop
+
+    def bring_up(self, plan: Plan, running: Mapping[str, str], recovered: threading.Event) -> None:
+        """Perform a plan's first half: what must serve, what stands by.
+
+        Args:
+            plan: What to do.
+            running: What the gateway has of this model: digest to role.
+            recovered: Set as soon as something serves, or nothing can.
+
+        Raises:
+            GatewayLostError: The gateway went away again.
+        """
+        self._ledger.serve(None)
+        if plan.note == "fell_back" and plan.resume == "nothing":
+            self._adopt(plan.serve)
+        if plan.serve is None:
+            return
+        if running.get(plan.serve.digest) == "active":
+            self._ledger.serve(plan.serve)
+        elif not self._restore(plan.serve, recovered):
+            return
+        if plan.note == "flipped":
+            self._note_flip(plan.serve)
+        if plan.standby and plan.standby.digest not in running:
+            try:
+                self._activation.load(plan.standby)
+            except GatewayLostError:
+                raise
+            except EdgeFleetError as error:
+                self._tell(error)
+
+    def fall_back(self) -> None:
+        """Go to the previous version because the gateway gave the active one up.
+
+        Raises:
+            GatewayLostError: The gateway went away.
+        """
+        record = self._ledger.record
+        good = record.previous
+        self._ledger.serve(record.active)
+        if good is None or good.release_counter < self._tools.security_floor(good.model):
+            self._ledger.serve(None)
+            self._ledger.tell(
+                Step.INFER,
+                "not_serving",
+                "There is no version to go back to; assign another.",
+                level="error",
+            )
+            return
+        swap = self._activation.route(good, "rollback", "crashes")
+        self._ledger.write(active=good, previous=None, receipt=swap.receipt)
+        self._activation.settle_receipt(swap)
+
+    def _restore(self, version: VersionRef, recovered: threading.Event) -> bool:
+        """Load and route; if it cannot be loaded, let the previous version serve meanwhile."""
+        try:
+            self._activate(version)
+        except GatewayLostError:
+            raise
+        except EdgeFleetError as error:
+            self._tell(error)
+            damaged = error.code in {"blob_corrupt", "blob_missing"}
+        else:
+            return True
+        record = self._ledger.record
+        other = record.previous if version == record.active else record.active
+        if other and other != version:
+            try:
+                self._activate(other)
+            except GatewayLostError:
+                raise
+            except EdgeFleetError as error:
+                self._tell(error)
+        recovered.set()
+        if self._failed_in_probation(version):
+            return False
+        return damaged and self._refetch(version)
+
+    def _failed_in_probation(self, version: VersionRef) -> bool:
+        deployment = self._ledger.record.deployment
+        if (
+            deployment is None
+            or deployment.state is not DeploymentState.PROBATION
+            or version != deployment.staged
+        ):
+            return False
+        self._activation.roll_back("load_failed", "It could not be loaded again after a restart.")
+        return True
+
+    def _refetch(self, version: VersionRef) -> bool:
+        """Fetch what has changed or vanished from the disk, from zero, and serve it again."""
+        deployment = self._ledger.record.deployment
+        if deployment is None:
+            return False
+        blobs = {version.digest: version.size, **version.blobs}
+        for digest, size in blobs.items():
+            if self._intact(digest, size):
+                continue
+            self._ledger.tell(Step.FETCH, "refetch", f"{digest} is fetched again.", level="warning")
+            if not self._tools.fetcher.fetch(
+                deployment.blobs, digest, size, self._stop, lambda _: None
+            ):
+                return False
+        self._activate(version)
+        return True
+
+    def _intact(self, digest: str, size: int) -> bool:
+        try:
+            os.close(self._tools.store.open_verified(digest, size))
+        except EdgeFleetError:
+            return False
+        return True
+
+    def _activate(self, version: VersionRef) -> None:
+        swap = self._activation.route(version, "restore")
+        self._tools.outbox.add("receipts", swap.receipt)
+
+    def _adopt(self, version: VersionRef | None) -> None:
+        self._ledger.write(active=version, previous=None)
+        self._ledger.tell(
+            Step.ACTIVATE,
+            "fell_back",
+            "The gateway had gone back to the previous version by itself.",
+            level="warning",
+        )
+
+    def _note_flip(self, version: VersionRef) -> None:
+        old = self._ledger.record.active
+        receipt = swapping.unmeasured(self._tools, self._ledger.deployment.id, old, version)
+        self._activation.flipped(swapping.Swap(old, {}, receipt))
+        self._activation.settle_receipt()
+
+    def _tell(self, error: EdgeFleetError) -> None:
+        self._ledger.tell(Step.ACTIVATE, error.code, str(error), level="error")

@@ -1,0 +1,154 @@
+"""Where every slot stands: one JSON document, replaced whole before each action."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from edgefleet_agent import durable
+from edgefleet_shared import strict_json
+from edgefleet_shared.errors import InvalidInputError
+from edgefleet_shared.messages import SlotAssignment, SwapReceipt
+from edgefleet_shared.states import DONE, DeploymentState
+
+MAX_BYTES = 4 * 1024 * 1024
+KEPT_QUARANTINES = 32
+
+
+class VersionRef(msgspec.Struct, frozen=True):
+    """One version that the device can load: enough to find it on disk without the cloud.
+
+    `blobs` maps digest to size of the variant's files.
+    """
+
+    model: str
+    version: str
+    digest: str
+    size: int
+    release_counter: int
+    variant: str
+    blobs: dict[str, int] = {}
+
+    def needs(self) -> set[str]:
+        """Return every digest that must stay in the store for this version."""
+        return {self.digest, *self.blobs}
+
+
+class Deployment(msgspec.Struct, frozen=True):
+    """One deployment of one slot; fields as `messages.SlotReport` names them.
+
+    `staged` is known once a variant was chosen. `blobs` is the base URL of the blobs.
+    """
+
+    id: str
+    target: SlotAssignment
+    blobs: str
+    state: DeploymentState
+    attempt: int = 1
+    seq: int = 1
+    since: str = ""
+    reason: str = ""
+    detail: str = ""
+    verdict: str = ""
+    staged: VersionRef | None = None
+
+
+class SlotRecord(msgspec.Struct, frozen=True):
+    """One slot. `quarantined` holds ids of deployments that were rolled back, newest last.
+
+    `receipt` is a swap receipt that the outbox does not hold yet.
+    """
+
+    active: VersionRef | None = None
+    previous: VersionRef | None = None
+    deployment: Deployment | None = None
+    quarantined: list[str] = []
+    receipt: SwapReceipt | None = None
+
+    def needs(self) -> set[str]:
+        """Return every digest that active, previous and target need in the store."""
+        found: set[str] = set()
+        versions = [self.active, self.previous]
+        if self.deployment and self.deployment.state not in DONE:
+            versions.append(self.deployment.staged)
+            found.add(self.deployment.target.manifest)
+        for version in versions:
+            if version:
+                found |= version.needs()
+        return found
+
+
+class Document(msgspec.Struct, frozen=True):
+    """The whole journal; `seq` grows with each write."""
+
+    format: Literal[1] = 1
+    seq: int = 0
+    slots: dict[str, SlotRecord] = {}
+
+
+class Journal:
+    """The document on disk, and in memory for readers in any thread.
+
+    Args:
+        path: `<state_dir>/journal.json`.
+
+    Raises:
+        InvalidInputError: The file is there and damaged (code `journal_damaged`); nothing that
+            cannot be read is taken for empty.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        durable.sweep(path.parent)
+        data = durable.read_bytes(path)
+        try:
+            self._document = (
+                Document()
+                if data is None
+                else strict_json.decode(data, Document, max_bytes=MAX_BYTES, what="journal")
+            )
+        except InvalidInputError as error:
+            raise InvalidInputError(
+                f"The journal {path} is damaged: {error}",
+                code="journal_damaged",
+                hint="Move it away to start without models, then assign a version again.",
+            ) from error
+
+    @property
+    def seq(self) -> int:
+        """How often the journal was written."""
+        return self._document.seq
+
+    @property
+    def slots(self) -> dict[str, SlotRecord]:
+        """Every slot by name; a value of its own, safe to keep."""
+        return dict(self._document.slots)
+
+    def slot(self, name: str) -> SlotRecord:
+        """Return one slot; an empty record for a slot never heard of."""
+        return self._document.slots.get(name, SlotRecord())
+
+    def write(self, name: str, record: SlotRecord) -> None:
+        """Replace one slot's record, durably, before what it announces is done.
+
+        Raises:
+            OSError: It could not be written; the old document stands.
+        """
+        quarantined = record.quarantined[-KEPT_QUARANTINES:]
+        record = msgspec.structs.replace(record, quarantined=quarantined)
+        with self._lock:
+            slots = {**self._document.slots, name: record}
+            document = Document(seq=self._document.seq + 1, slots=slots)
+            durable.atomic_write(self._path, strict_json.encode(document))
+            self._document = document
+
+    def needs(self) -> set[str]:
+        """Return every digest that any slot needs in the store."""
+        found: set[str] = set()
+        for record in self._document.slots.values():
+            found |= record.needs()
+        return found

@@ -1,0 +1,275 @@
+"""One model slot: takes commands one after another, and lets nothing stop what serves."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from typing import NamedTuple
+
+from edgefleet_agent import recovery, swapping
+from edgefleet_agent.activation import Activation
+from edgefleet_agent.deployment import Staging
+from edgefleet_agent.gateway_client import GatewayLostError
+from edgefleet_agent.healing import Healing
+from edgefleet_agent.ipc.control import Event
+from edgefleet_agent.ledger import Ledger
+from edgefleet_agent.probation import Verdict
+from edgefleet_agent.toolbox import Toolbox
+from edgefleet_shared.errors import EdgeFleetError
+from edgefleet_shared.messages import SlotAssignment
+from edgefleet_shared.states import DEPLOYMENT, DONE, DeploymentEvent, DeploymentState
+from edgefleet_shared.steps import Step
+
+_S, _E = DeploymentState, DeploymentEvent
+_BEFORE_SWAP = {s for (s, e) in DEPLOYMENT if e is _E.RESUME}
+logger = logging.getLogger("edgefleet")
+
+RETRY_MIN_S = 2.0
+RETRY_MAX_S = 300.0
+
+
+class Assign(NamedTuple):
+    """A signed assignment names this slot."""
+
+    target: SlotAssignment
+    blobs: str
+
+
+class Recover(NamedTuple):
+    """A gateway has come up, or agentd has."""
+
+
+class Quarantined(NamedTuple):
+    """The gateway has given a digest up."""
+
+    event: Event
+
+
+class Quit(NamedTuple):
+    """agentd is ending."""
+
+
+Command = Assign | Recover | Quarantined | Quit
+
+
+class Slot:
+    """The worker of one slot, with a thread of its own; blocked while there is nothing to do.
+
+    Args:
+        tools: The shared parts.
+        ledger: The slot's page in the journal.
+
+    Attributes:
+        recovered: Set once what was active before has been brought up, or could not be.
+    """
+
+    def __init__(self, tools: Toolbox, ledger: Ledger) -> None:
+        self._tools, self.ledger = tools, ledger
+        self._inbox: deque[Command] = deque()
+        self._stop = threading.Event()
+        self._next: Assign | None = None
+        self._standby_until = 0.0
+        self._recover_due = False
+        self._retry_s = RETRY_MIN_S
+        self.recovered = threading.Event()
+        self._staging = Staging(tools, ledger, self._stop)
+        self._activation = Activation(tools, ledger, self._stop)
+        self._healing = Healing(tools, ledger, self._activation, self._stop)
+        self._thread = threading.Thread(target=self._run, name=f"slot-{ledger.name}", daemon=True)
+        self._thread.start()
+
+    def put(self, command: Command) -> None:
+        """Hand over a command; what is under way stops where it can and lets it pass."""
+        self._inbox.append(command)
+        self._stop.set()
+
+    def assign(self, target: SlotAssignment, blobs: str) -> None:
+        """Hand over an assignment, unless it is the one under way or done already."""
+        record = self.ledger.record
+        known = record.deployment is not None and record.deployment.id == target.deployment
+        if self._next is None and (known or target.deployment in record.quarantined):
+            return
+        if self._next is None or self._next.target.deployment != target.deployment:
+            self.put(Assign(target, blobs))
+
+    def end(self, timeout_s: float = 5.0) -> None:
+        """End the thread at the next point where nothing is half done."""
+        self.put(Quit())
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        idle: float | None = None
+        while True:
+            self._stop.wait(idle)
+            self._stop.clear()
+            try:
+                while self._inbox:
+                    command = self._inbox.popleft()
+                    if isinstance(command, Quit):
+                        return
+                    self._handle(command)
+                self._go_on()
+                idle = self._recover_again()
+            except GatewayLostError as error:
+                # The link brings another and sends Recover; nothing to do until then.
+                self.ledger.tell(Step.ACTIVATE, error.code, str(error), level="warning")
+                idle = None
+            except Exception as error:  # noqa: BLE001 - a slot's thread never dies of a surprise
+                self._trouble(error)
+                idle = self._later()
+
+    def _handle(self, command: Command) -> None:
+        match command:
+            case Assign():
+                self._next = command
+            case Recover():
+                self._recover()
+            case Quarantined(event):
+                self._quarantined(event)
+            case Quit():
+                return
+
+    def _go_on(self) -> None:
+        """Do what comes next, until there is nothing to do or a command waits."""
+        while not self._stop.is_set():
+            self._supersede()
+            deployment = self.ledger.record.deployment
+            if deployment is None or deployment.state in DONE:
+                self._tidy()
+                return
+            if deployment.target.mode == "stop":
+                self._end_serving()
+            elif deployment.state in _BEFORE_SWAP:
+                if not self._is_current() and not self._stage():
+                    continue
+            elif deployment.state is _S.SWAPPING:
+                self._activation.swap()
+            elif deployment.state is _S.PROBATION:
+                if self._activation.watch():
+                    self._standby_until = time.monotonic() + deployment.target.policy.standby_s
+            else:
+                self._activation.roll_back(deployment.reason, deployment.detail)
+
+    def _stage(self) -> bool:
+        if self.ledger.deployment.state is not _S.STAGED or self._stop.is_set():
+            self._release()
+            if not self._staging.run():
+                return False
+        self._activation.swap()
+        return True
+
+    def _is_current(self) -> bool:
+        serving, target = self.ledger.serving, self.ledger.deployment.target
+        if serving is None or serving.digest != target.manifest:
+            return False
+        if self.ledger.deployment.state is not _S.ACCEPTED:
+            self.ledger.move(_E.RESUME)
+        self.ledger.move(_E.FOUND_CURRENT)
+        return True
+
+    def _supersede(self) -> None:
+        """Let the newest assignment take over as soon as the table allows it."""
+        if self._next is None:
+            return
+        record, target = self.ledger.record, self._next.target
+        deployment = record.deployment
+        if deployment is not None and deployment.state not in DONE:
+            if deployment.state in _BEFORE_SWAP:
+                self.ledger.move(_E.SUPERSEDE)
+            elif deployment.state is not _S.PROBATION:
+                return  # the route is moving; it settles first
+            elif record.previous and record.previous.digest == target.manifest:
+                self._activation.roll_back("superseded", "The previous version was assigned.")
+            else:
+                detail = "A newer version was assigned before probation ended."
+                self._activation.succeed(Verdict("inconclusive", "superseded", detail))
+        self._standby_until = 0.0
+        self.ledger.begin(target, self._next.blobs)
+        self._next = None
+
+    def _end_serving(self) -> None:
+        """Mode `stop`: the same states, passed at once; there is nothing to watch."""
+        ledger, serving = self.ledger, self.ledger.serving
+        if ledger.deployment.state not in {_S.SWAPPING, _S.PROBATION}:
+            if ledger.deployment.state is not _S.ACCEPTED:
+                ledger.move(_E.RESUME)
+            for event in (_E.FETCH, _E.VERIFY, _E.PREPARE, _E.STAGE, _E.SWAP):
+                ledger.move(event)
+        if ledger.deployment.state is _S.SWAPPING:
+            self._tools.gateway().unroute(ledger.name)
+            name = ledger.deployment.id
+            receipt = (
+                swapping.unmeasured(self._tools, name, serving, None, "stop") if serving else None
+            )
+            ledger.serve(None)
+            ledger.move(_E.SERVE, active=None, previous=None, receipt=receipt)
+        self._activation.settle_receipt()
+        ledger.move(_E.SUCCEED)
+
+    def _recover(self) -> None:
+        """Before anything else: what was active serves, or what can be had instead."""
+        self._recover_due = True
+        try:
+            stats = self._tools.gateway().stats()
+            running = {s.digest: s.role for s in stats if s.model == self.ledger.name}
+            plan = recovery.plan(self.ledger.record, running)
+            self._healing.bring_up(plan, running, self.recovered)
+            self._recover_due = plan.serve is not None and self.ledger.serving is None
+            if not self._recover_due:
+                self._retry_s = RETRY_MIN_S
+        finally:
+            self.recovered.set()
+
+    def _recover_again(self) -> float | None:
+        """Return how long to wait before the next try to bring the slot up; None if it is up."""
+        if not self._recover_due or self._stop.is_set():
+            return None
+        if self.ledger.serving is not None:
+            self._recover_due = False  # a newer version has taken its place
+            return None
+        self._inbox.append(Recover())
+        return self._later()
+
+    def _later(self) -> float:
+        self._retry_s = min(2 * self._retry_s, RETRY_MAX_S)
+        return self._retry_s
+
+    def _quarantined(self, event: Event) -> None:
+        self.ledger.tell(
+            Step.INFER, "quarantined", event.message or "it crashed too often.", level="error"
+        )
+        record = self.ledger.record
+        if record.active is None or record.active.digest != event.digest:
+            return
+        if record.deployment and record.deployment.state is _S.PROBATION:
+            self._activation.roll_back("crashes", event.message)
+        elif record.deployment is None or record.deployment.state in DONE | _BEFORE_SWAP:
+            self._healing.fall_back()
+
+    def _tidy(self) -> None:
+        """Wait out the warm standby, then give up what nobody needs: workers and blobs."""
+        self._activation.settle_receipt()
+        rest = self._standby_until - time.monotonic()
+        if rest > 0 and self._stop.wait(rest):
+            return
+        self._release()
+        self._tools.store.collect(self._tools.journal.needs())
+
+    def _release(self) -> None:
+        serving = self.ledger.serving
+        deployment = self.ledger.record.deployment
+        drain_s = deployment.target.policy.drain_s if deployment else 10
+        for stats in self._tools.gateway().stats():
+            if stats.model != self.ledger.name or stats.role == "active":
+                continue
+            if serving and stats.digest == serving.digest:
+                continue
+            self._tools.gateway().release(stats.digest, drain_s)
+
+    def _trouble(self, error: Exception) -> None:
+        code = error.code if isinstance(error, EdgeFleetError) else type(error).__name__
+        self.ledger.tell(Step.ACTIVATE, code, f"{error} It is tried again.", level="error")
+        if not isinstance(error, EdgeFleetError | OSError):
+            logger.error("a fault in agentd itself", exc_info=error)

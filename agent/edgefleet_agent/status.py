@@ -1,0 +1,125 @@
+"""What `edgefleet-agent status` shows: agentd's own file, and what the gateway says itself."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edgefleet_agent import durable
+from edgefleet_agent.gateway_client import GatewayClient
+from edgefleet_shared import strict_json
+from edgefleet_shared.errors import InvalidInputError, UnavailableError
+from edgefleet_shared.messages import SlotReport
+
+MAX_BYTES = 1024 * 1024
+
+
+class Status(msgspec.Struct, frozen=True):
+    """agentd's view of itself."""
+
+    pid: int
+    boot: str
+    device: str
+    fleet: str
+    connected: bool
+    counter: int
+    refused: str
+    floor_lost: bool
+    gateway: str
+    slots: dict[str, SlotReport]
+    outbox: dict[str, int]
+
+
+class StatusFile:
+    """`<run_dir>/status.json`, replaced on every change.
+
+    Args:
+        run: The run folder.
+        boot: This start of the agent.
+        fleet: The fleet's name.
+        device: The device's id.
+    """
+
+    def __init__(self, run: Path, boot: str, fleet: str, device: str) -> None:
+        self._path = run / "status.json"
+        self._pid_file = run / "agentd.pid"
+        self._boot, self._fleet, self._device = boot, fleet, device
+        durable.atomic_write(self._pid_file, f"{os.getpid()}\n".encode(), 0o644)
+
+    def write(
+        self,
+        *,
+        connected: bool,
+        counter: int,
+        refused: str,
+        floor_lost: bool,
+        gateway: str,
+        slots: Mapping[str, SlotReport],
+        outbox: dict[str, int],
+    ) -> None:
+        """Replace the file."""
+        status = Status(
+            os.getpid(), self._boot, self._device, self._fleet, connected, counter, refused,
+            floor_lost, gateway, dict(slots), outbox,
+        )  # fmt: skip
+        durable.atomic_write(self._path, strict_json.encode(status), 0o644)
+
+    def remove(self) -> None:
+        """Remove it: nobody runs."""
+        self._path.unlink(missing_ok=True)
+        self._pid_file.unlink(missing_ok=True)
+
+
+def read_status(run: Path) -> dict[str, Any]:
+    """Return agentd's status with `running` and the gateway's own `workers`.
+
+    Raises:
+        UnavailableError: agentd has never run here, or has ended (code `not_running`).
+        InvalidInputError: The file is damaged.
+    """
+    data = durable.read_bytes(run / "status.json")
+    if data is None:
+        raise UnavailableError(
+            f"No agent runs with run_dir {run}.",
+            code="not_running",
+            hint="Start it with 'edgefleet-agent run --config FILE', or give the right --config.",
+        )
+    status = strict_json.decode(data, Status, max_bytes=MAX_BYTES, what="file status.json")
+    shown: dict[str, Any] = msgspec.to_builtins(status)
+    shown["running"] = _alive(status.pid)
+    shown["workers"] = _workers(run)
+    address = durable.read_bytes(run / "infer.addr")
+    shown["inference"] = {
+        "socket": str(run / "infer.sock"),
+        "tcp": address.decode().strip() if address else "",
+    }
+    return shown
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _workers(run: Path) -> list[dict[str, Any]]:
+    with contextlib.suppress(UnavailableError, InvalidInputError):
+        client = GatewayClient(run / "control.sock", lambda _: None)
+        try:
+            return [
+                {"pid": worker.pid, "role": worker.role, "model": worker.model,
+                 "version": worker.version, "digest": worker.digest}
+                for worker in client.state.workers
+            ]  # fmt: skip
+        finally:
+            client.close()
+    return []

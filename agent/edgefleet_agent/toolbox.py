@@ -1,0 +1,107 @@
+"""What a slot needs to do its work; built once by `compose.py`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from edgefleet_agent.fetch import Fetcher
+from edgefleet_agent.gateway_client import GatewayClient
+from edgefleet_agent.ipc.control import MAX_FDS, ModelSpec
+from edgefleet_agent.journal import Journal, VersionRef
+from edgefleet_agent.outbox import Outbox
+from edgefleet_agent.store import Store
+from edgefleet_agent.telemetry import Telemetry
+from edgefleet_shared.errors import IncompatibleError
+from edgefleet_shared.package import Manifest, Variant, decode_manifest
+
+
+class Toolbox(NamedTuple):
+    """The parts that slots share.
+
+    Attributes:
+        journal: Where every slot stands.
+        store: Blobs on disk.
+        fetcher: Brings blobs into the store.
+        outbox: Takes receipts.
+        telemetry: Closes windows at a swap.
+        gateway: Gives the connection as it stands, or raises `GatewayLostError`.
+        security_floor: Model to lowest release counter that may be activated.
+        stamp: Gives the device's time as RFC 3339 text.
+        hardware: What packages must name to run here.
+        accelerators: Kinds that are usable here.
+        threads: Intra-op threads a worker.
+    """
+
+    journal: Journal
+    store: Store
+    fetcher: Fetcher
+    outbox: Outbox
+    telemetry: Telemetry
+    gateway: Callable[[], GatewayClient]
+    security_floor: Callable[[str], int]
+    stamp: Callable[[], str]
+    hardware: str
+    accelerators: frozenset[str]
+    threads: int
+
+    def manifest(self, digest: str, size: int) -> Manifest:
+        """Return a stored manifest, hashed again.
+
+        Raises:
+            UnavailableError: Not stored.
+            TrustError: Changed on disk.
+            InvalidInputError: Signed, and yet no manifest.
+        """
+        return decode_manifest(self.store.read(digest, size))
+
+    def spec(self, version: VersionRef) -> ModelSpec:
+        """Return what the gateway must know of a stored version; raises as `manifest`."""
+        manifest = self.manifest(version.digest, version.size)
+        variant = next(v for v in manifest.variants if v.id == version.variant)
+        return model_spec(manifest, variant, version.digest, self.threads)
+
+    @contextmanager
+    def verified(self, spec: ModelSpec) -> Iterator[list[int]]:
+        """Give descriptors of the spec's files, hashed through themselves, and close them.
+
+        Raises:
+            UnavailableError: A blob is missing.
+            TrustError: A blob has changed on disk; it has been removed.
+            IncompatibleError: More files than one message can carry.
+        """
+        if len(spec.files) > MAX_FDS:
+            raise IncompatibleError(
+                f"The variant has {len(spec.files)} files; {MAX_FDS} can be handed on.",
+                code="too_many_files",
+            )
+        fds: list[int] = []
+        try:
+            for entry in spec.files:
+                fd = self.store.open_verified(entry.digest, entry.size)
+                fds.append(fd)  # one by one: what is open is closed if the next one fails
+            yield fds
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+
+def model_spec(manifest: Manifest, variant: Variant, digest: str, threads: int) -> ModelSpec:
+    """Return the part of a manifest that the gateway and its workers need."""
+    return ModelSpec(
+        model=manifest.name,
+        version=manifest.version,
+        digest=digest,
+        runtime=variant.runtime.name,
+        accelerator=variant.accelerator,
+        providers=variant.runtime.providers,
+        files=variant.files,
+        inputs=variant.inputs,
+        outputs=variant.outputs,
+        limits=variant.limits,
+        golden=variant.golden,
+        session_options=variant.session_options,
+        threads=threads,
+    )

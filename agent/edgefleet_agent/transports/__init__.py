@@ -1,0 +1,1 @@
+"""Ways to the fleet manager; each implements `ports.Transport`."""

@@ -1,0 +1,1 @@
+"""What the device believes: floors, the catalog (TUF) and the acceptance of assignments."""
