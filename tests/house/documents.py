@@ -38,31 +38,31 @@ def anchors(path: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
 
 
-def commands(path: Path) -> Iterator[list[str]]:
-    """Yield every command line of ours that a document shows, in fences and in `code`."""
+def commands(path: Path) -> Iterator[tuple[list[str], bool]]:
+    """Yield every command line of ours that a document shows, and whether it is shown whole.
+
+    In a fence it is what people type; `in a sentence` it may name a command and one option.
+    """
     text = text_of(path)
-    lines = [
+    fenced = [
         line for _, body in FENCE.findall(text) for line in body.replace("\\\n", " ").splitlines()
     ]
-    lines += re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
-    for line in lines:
+    inline = re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
+    for line, whole in [*((line, True) for line in fenced), *((line, False) for line in inline)]:
         for part in re.split(r"&&|\|\||[|;]|\$\(", line):
             words = _words(part)
             if len(words) > 1 and words[0] in PROGRAMS:
-                yield words
+                yield words, whole
 
 
 def _words(line: str) -> list[str]:
-    """Split a shell line; what stands before our program (variables, sudo, uv run) is dropped."""
+    """Split a shell line; variables, sudo and uv run before the program, and its path, go."""
     try:
         words = shlex.split(line.strip().rstrip(")"), comments=True)
     except ValueError:
         return []
-    for index, word in enumerate(words):
-        if word in PROGRAMS:
-            before = words[:index]
-            known = {"sudo", "-u", "edgefleet", "uv", "run", "exec"}
-            if all(w in known or "=" in w for w in before):
-                return words[index:]
-            return []
-    return []
+    while words and (words[0] in {"sudo", "exec", "uv", "run"} or "=" in words[0]):
+        words = words[1:]
+    if words[:1] == ["-u"]:
+        words = words[2:]
+    return [words[0].rpartition("/")[2], *words[1:]] if words else []
