@@ -196,9 +196,10 @@ def _parse_events(lines: Iterator[str], path: str) -> Iterator[ServerEvent]:
         if not line:
             if data:
                 try:
-                    yield ServerEvent(number, json.loads("\n".join(data)))
+                    document = json.loads("\n".join(data))
                 except ValueError as error:
                     raise _foreign(path) from error
+                yield ServerEvent(number, document)
             data = []
             continue
         field, _, value = line.partition(":")
