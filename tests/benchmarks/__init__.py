@@ -1,0 +1,1 @@
+"""Figures about edgefleet beside others': `python -m tests.benchmarks NAME [--quick] [--json]`."""

@@ -1,0 +1,36 @@
+"""The one door to the benchmarks; without a name it lists them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from importlib import import_module
+
+NAMES = {
+    "inference": "latency and rate of a tiny model over REST, beside FastAPI with uvicorn",
+    "swap": "fifty swaps under four clients at full speed: failures, gaps, memory",
+}
+
+
+def main() -> int:
+    """Run one benchmark; with `--json` its figures are the last line, one object."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("name", nargs="?", choices=sorted(NAMES))
+    parser.add_argument("--quick", action="store_true", help="within 45 s on 2 cores")
+    parser.add_argument("--json", action="store_true", help="figures as one JSON object, last")
+    given = parser.parse_args()
+    if given.name is None:
+        for name, text in NAMES.items():
+            print(f"{name:12} {text}")
+        return 0
+    figures = import_module(f"tests.benchmarks.{given.name}").run(quick=given.quick)
+    for key, value in figures.items():
+        print(f"{key}: {value}", file=sys.stderr if given.json else sys.stdout)
+    if given.json:
+        print(json.dumps(figures))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Servers that edgefleet is measured beside; each runs in an environment of its own."""
