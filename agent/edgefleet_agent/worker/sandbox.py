@@ -15,7 +15,7 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
 _OOM_SCORE = 500  # between 0 and 1000: a worker goes long before agentd does
-_NICE_LOADING = 10
+_NICE_LOADING = 19
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
