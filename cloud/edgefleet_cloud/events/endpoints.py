@@ -18,7 +18,6 @@ from edgefleet_cloud.paging import PageOf, Paging
 from edgefleet_cloud.web import Db, RequestDatabase, part
 
 STREAM = "text/event-stream"
-KEEP_ALIVE_S = 15.0
 CHUNK = 200
 
 router = APIRouter(prefix="/v1/events", tags=["events"])
@@ -94,7 +93,7 @@ async def follow(
             rows, last = await run_in_threadpool(_after, log, db, last, node)
             for row in rows:
                 yield f"id: {row.id}\ndata: {_event(row).model_dump_json()}\n\n"
-            if len(rows) < CHUNK and not await _within(news, KEEP_ALIVE_S):
+            if len(rows) < CHUNK and not await _within(news, log.feed.keep_alive_s):
                 yield ": still here\n\n"
 
 

@@ -10,9 +10,15 @@ from contextlib import contextmanager
 
 
 class EventFeed:
-    """A bell: `ring` wakes all who listen, `close` sends them home for good."""
+    """A bell: `ring` wakes all who listen, `close` sends them home for good.
 
-    def __init__(self) -> None:
+    Args:
+        keep_alive_s: After this long without news a stream says that it lives, and looks itself:
+            another process may have written.
+    """
+
+    def __init__(self, keep_alive_s: float = 15.0) -> None:
+        self.keep_alive_s = keep_alive_s
         self._lock = threading.Lock()
         self._listeners: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
         self._closed = False
