@@ -32,9 +32,7 @@ NEEDS_MOSQUITTO = (
     pytest.mark.mosquitto,
     pytest.mark.skipif(not mosquitto.executable(), reason="mosquitto is not installed"),
 )
-KINDS = pytest.mark.parametrize(
-    "kind", ["amqtt", pytest.param("mosquitto", marks=NEEDS_MOSQUITTO)]
-)
+KINDS = pytest.mark.parametrize("kind", ["amqtt", pytest.param("mosquitto", marks=NEEDS_MOSQUITTO)])
 
 
 def until(true: Callable[[], object], seconds: float = 15) -> None:

@@ -68,9 +68,7 @@ class RealWorld:
         return broker
 
     def _client(self, name: str) -> paho.Client:
-        client = paho.Client(
-            paho.CallbackAPIVersion.VERSION2, client_id=name, clean_session=True
-        )
+        client = paho.Client(paho.CallbackAPIVersion.VERSION2, client_id=name, clean_session=True)
         client.connect("127.0.0.1", self._port)
         client.loop_start()
         return client

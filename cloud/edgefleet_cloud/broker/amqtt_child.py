@@ -54,9 +54,7 @@ class Keeping(BrokerProtocolHandler):  # type: ignore[misc]  # amqtt ships no ty
             )
             if unanswered:
                 session.retained_messages.put_nowait(
-                    RetainedApplicationMessage(
-                        None, app_message.topic, app_message.data, QOS_1
-                    )
+                    RetainedApplicationMessage(None, app_message.topic, app_message.data, QOS_1)
                 )
 
 

@@ -230,8 +230,7 @@ def _broken(wave: WaveView) -> str:
     counted = sum(device.state not in DONE_NEUTRAL for device in wave.devices)
     if bad > wave.gate.max_failures:
         return (
-            f"{_devices(bad)} of wave {wave.name!r} failed; "
-            f"{wave.gate.max_failures or 'none'} may."
+            f"{_devices(bad)} of wave {wave.name!r} failed; {wave.gate.max_failures or 'none'} may."
         )
     touched = sum(device.state in TOUCHED for device in wave.devices)
     enough = touched >= min(wave.gate.min_devices, counted)
@@ -310,9 +309,7 @@ def _wind_down(rollout: RolloutView) -> list[Action]:
     )
     if back:
         actions.append(Withdraw(back))
-    actions += [
-        SkipWave(wave.index) for wave in rollout.waves if wave.state is WaveState.WAITING
-    ]
+    actions += [SkipWave(wave.index) for wave in rollout.waves if wave.state is WaveState.WAITING]
     return actions
 
 

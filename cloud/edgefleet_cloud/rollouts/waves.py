@@ -102,9 +102,7 @@ def _check(specs: Sequence[WaveSpec], targets: Mapping[str, str]) -> None:
             _check_named(spec.name, device, home, targets)
 
 
-def _check_named(
-    wave: str, device: str, home: dict[str, str], targets: Mapping[str, str]
-) -> None:
+def _check_named(wave: str, device: str, home: dict[str, str], targets: Mapping[str, str]) -> None:
     if device in home:
         raise InvalidInputError(
             f"Device {device!r} is in wave {home[device]!r} and in wave {wave!r}.",

@@ -247,9 +247,7 @@ class _Link:
         self._client.on_disconnect = self._on_disconnect
         self._client.on_subscribe = self._on_subscribe
 
-    async def open(
-        self, host: str, port: int, tls: ssl.SSLContext | None, version: int
-    ) -> None:
+    async def open(self, host: str, port: int, tls: ssl.SSLContext | None, version: int) -> None:
         """Connect; raises UnavailableError if the broker closed before it answered."""
         connecting = asyncio.ensure_future(
             self._client.connect(
