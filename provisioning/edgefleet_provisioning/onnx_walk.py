@@ -7,7 +7,7 @@ functions and training graphs; a check that forgets one of these is no check.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped] # has no types
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
@@ -60,6 +60,8 @@ def parse(data: bytes, name: str) -> ModelProto:
         else:
             if model.ir_version < 1 or not model.HasField("graph") or not model.graph.output:
                 why = "it holds no graph with outputs"
+            elif _has_foreign_text(model):
+                why = "it holds a name that is not UTF-8"
     if why:
         raise LintError(
             f"{name} is not an ONNX model: {why}.",
@@ -68,6 +70,22 @@ def parse(data: bytes, name: str) -> ModelProto:
             "over 2 GiB belong into an external data file beside it.",
         )
     return model
+
+
+def _has_foreign_text(model: ModelProto) -> bool:
+    """Tell whether a text is not UTF-8: protobuf then gives bytes, which nothing below expects."""
+    stack: list[Any] = [model]
+    while stack:
+        for field, value in stack.pop().ListFields():
+            if field.type not in {field.TYPE_STRING, field.TYPE_MESSAGE}:
+                continue
+            single = isinstance(value, str | bytes) or hasattr(value, "ListFields")
+            values = [value] if single else value
+            if field.type == field.TYPE_MESSAGE:
+                stack.extend(values)
+            elif any(isinstance(text, bytes) for text in values):
+                return True
+    return False
 
 
 def domain_of(domain: str) -> str:

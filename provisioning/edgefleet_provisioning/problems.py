@@ -52,8 +52,9 @@ def to_error(status: int, body: bytes, what: str) -> EdgeFleetError:
         ]
         message = " ".join([message, *(f"{text.rstrip('.')}." for text in texts)])
     hint = str(problem.get("hint") or HINTS.get(status, ""))
-    if status >= 500 and problem.get("request_id"):
-        hint = f"{hint} Request id: {problem['request_id']}.".strip()
+    request = str(problem.get("request_id") or "")
+    if status >= 500 and request and request not in f"{message} {hint}":
+        hint = f"{hint} Request id: {request}.".strip()
     code = str(problem.get("code") or f"http_{status}")
     return KINDS.get(status, RefusedError)(message, code=code, hint=hint)
 

@@ -12,6 +12,7 @@ import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Self
 from urllib.parse import unquote, urlsplit
 
 from edgefleet_shared.identifiers import new_id, sha256_digest
@@ -28,6 +29,7 @@ class FleetApi:
     """
 
     def __init__(self, online: Path) -> None:
+        self.online = online
         self.repository = FleetRepository(online)
         self.token = (online / "admin.token").read_text().strip()
         self.blobs: dict[str, bytes] = {}
@@ -43,7 +45,7 @@ class FleetApi:
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
-    def __enter__(self) -> FleetApi:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -53,7 +55,7 @@ class FleetApi:
         self._thread.join()
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     def __init__(self, status: int, code: str, detail: str, **more: object) -> None:
         super().__init__(detail)
         self.status = status
@@ -69,7 +71,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._serve()
 
-    do_POST = do_PATCH = do_PUT = do_DELETE = do_GET
+    do_POST = do_PATCH = do_PUT = do_DELETE = do_GET  # noqa: N815 - http.server's names
 
     def log_message(self, *_: object) -> None:
         """Stay silent."""
@@ -78,13 +80,12 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         length = int(self.headers.get("Content-Length", 0))
         try:
-            if self.headers.get("Authorization") != f"Bearer {self.fleet.token}":
-                raise _Refused(401, "unauthorized", "The token is not known.")
+            self._check_token()
             body = self._body(path, length)
             with self.fleet.lock:
                 self.fleet.asked.append((self.command, self.path, body))
                 status, answer = self._route(path, body)
-        except _Refused as refused:
+        except _RefusedError as refused:
             status, answer = refused.status, refused.body
         except ConnectionAbortedError:
             self.close_connection = True
@@ -97,6 +98,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
+
+    def _check_token(self) -> None:
+        if self.headers.get("Authorization") != f"Bearer {self.fleet.token}":
+            raise _RefusedError(401, "unauthorized", "The token is not known.")
 
     def _body(self, path: str, length: int):
         if self.command == "PATCH" and path.startswith("/v1/uploads/"):
@@ -112,7 +117,7 @@ class _Handler(BaseHTTPRequestHandler):
         with self.fleet.lock:
             upload = self.fleet.uploads[upload_id]
             if offset != upload["offset"]:
-                raise _Refused(409, "offset", "Wrong offset.", offset=upload["offset"])
+                raise _RefusedError(409, "offset", "Wrong offset.", offset=upload["offset"])
             upload["data"] += data
             upload["offset"] += len(data)
         if cut is not None:
@@ -127,7 +132,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return getattr(self, name)(*match.groups(), body=body)
         canned = self.fleet.answers.get((self.command, path))
         if canned is None:
-            raise _Refused(404, "not_found", f"There is no {path}.")
+            raise _RefusedError(404, "not_found", f"There is no {path}.")
         return canned
 
     def _start_upload(self, body):
@@ -144,18 +149,18 @@ class _Handler(BaseHTTPRequestHandler):
     def _upload(self, upload_id: str, body):
         upload = self.fleet.uploads.get(upload_id)
         if upload is None:
-            raise _Refused(404, "not_found", "There is no such upload.")
+            raise _RefusedError(404, "not_found", "There is no such upload.")
         if upload["offset"] == upload["size"]:
             if sha256_digest(upload["data"]) != upload["digest"]:
                 del self.fleet.uploads[upload_id]
-                raise _Refused(422, "digest_mismatch", "The bytes have another digest.")
+                raise _RefusedError(422, "digest_mismatch", "The bytes have another digest.")
             upload["state"] = "complete"
             self.fleet.blobs[upload["digest"]] = upload["data"]
         return 200, {key: value for key, value in upload.items() if key != "data"}
 
     def _metadata(self, name: str, body):
         if name not in self.fleet.repository.files:
-            raise _Refused(404, "not_found", f"There is no {name}.")
+            raise _RefusedError(404, "not_found", f"There is no {name}.")
         return 200, self.fleet.repository.files[name]
 
     def _take_metadata(self, body):
@@ -165,9 +170,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _publish(self, model: str, body):
         if (model, body["version"]) in self.fleet.versions:
-            raise _Refused(409, "version_taken", "That version exists.")
+            raise _RefusedError(409, "version_taken", "That version exists.")
         if body["manifest"] not in self.fleet.blobs:
-            raise _Refused(422, "blob_missing", "The manifest was not uploaded.")
+            raise _RefusedError(422, "blob_missing", "The manifest was not uploaded.")
         number = sum(name == model for name, _ in self.fleet.versions) + 2
         data = base64.b64decode(body["metadata"])
         self.fleet.repository.add({f"{number}.publisher%2F{model}.json": data})
@@ -178,7 +183,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _manifest(self, model: str, version: str, body):
         found = self.fleet.versions.get((model, version))
         if found is None:
-            raise _Refused(404, "not_found", "There is no such version.")
+            raise _RefusedError(404, "not_found", "There is no such version.")
         return 200, self.fleet.blobs[found["manifest"]]
 
 

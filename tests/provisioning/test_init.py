@@ -210,7 +210,7 @@ def test_bad_input_writes_nothing(cli, tmp_path, case):
 
 
 def test_an_existing_folder_is_left_alone(cli, tmp_path):
-    """init refuses a folder that exists, even an empty one, and changes nothing in it."""
+    """A folder that exists is refused, even an empty one, and nothing changes in it."""
     (tmp_path / "fleet").mkdir()
     arguments = ("init", tmp_path / "fleet", "--fleet", "f", "--insecure-no-passphrase")
     assert cli.error(*arguments)["code"] == "exists"

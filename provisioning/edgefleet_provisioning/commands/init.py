@@ -43,7 +43,7 @@ def init(
     """Make a fleet: offline keys, online keys and the first trust metadata, in one folder."""
     plan = fleet_plan.FleetPlan(
         fleet, family or [], root_keys, root_threshold, targets_keys, targets_threshold,
-        server or f"http://{listen}", listen, None,
+        server or _address(listen), listen, None,
     )  # fmt: skip
     fleet_plan.check(plan)
     _check_new(folder)
@@ -66,6 +66,11 @@ def init(
         f"Next: edgefleet-cloud serve --config {folder / 'online' / 'cloud.toml'}\n"
         f"      edgefleet --help  (with EDGEFLEET_FLEET={folder})",
     )
+
+
+def _address(listen: str) -> str:
+    """Return the URL of an address; '' for port 0, which is known only once it serves."""
+    return "" if listen.endswith(":0") else f"http://{listen}"
 
 
 def _check_new(folder: Path) -> None:
