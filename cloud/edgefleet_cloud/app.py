@@ -8,6 +8,7 @@ from pydantic import BaseModel
 import edgefleet_cloud
 from edgefleet_cloud import http_errors
 from edgefleet_cloud.auth.endpoints import require_token
+from edgefleet_cloud.blobs import endpoints as uploads
 from edgefleet_cloud.database import Database
 from edgefleet_cloud.devices import endpoints as devices
 from edgefleet_cloud.enrollments import endpoints as enrollments
@@ -17,19 +18,24 @@ from edgefleet_cloud.http_errors import Problem
 from edgefleet_cloud.middleware import Outermost
 from edgefleet_cloud.models import endpoints as models
 from edgefleet_cloud.reports import endpoints as reports
+from edgefleet_cloud.rollouts import endpoints as rollouts
+from edgefleet_cloud.trust import endpoints as trust
 from edgefleet_cloud.web import Db, Parts
 
 # Behind a bearer token.
 GUARDED: tuple[APIRouter, ...] = (
+    trust.router,
+    uploads.router,
     models.router,
     devices.router,
     enrollments.tickets,
     groups.router,
     events.router,
     reports.router,
+    rollouts.router,
 )
 # These authorise their callers themselves.
-OPEN: tuple[APIRouter, ...] = (enrollments.router,)
+OPEN: tuple[APIRouter, ...] = (enrollments.router, uploads.blob_router)
 
 health = APIRouter(tags=["health"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,16 +11,31 @@ from fastapi import FastAPI
 
 from edgefleet_cloud import migrations
 from edgefleet_cloud.app import create_app
+from edgefleet_cloud.auth.devices import DeviceAccess
 from edgefleet_cloud.auth.service import TokenService
+from edgefleet_cloud.blobs.disk import DiskBlobs
+from edgefleet_cloud.blobs.service import Uploads
 from edgefleet_cloud.config import Config
 from edgefleet_cloud.database import Database
+from edgefleet_cloud.devices.keys import DeviceKeys
 from edgefleet_cloud.devices.service import Devices
+from edgefleet_cloud.enrollments.certificates import DeviceCa
+from edgefleet_cloud.enrollments.service import Addresses, Enrollments
 from edgefleet_cloud.events.feed import EventFeed
 from edgefleet_cloud.events.service import EventLog
 from edgefleet_cloud.groups.service import Groups
 from edgefleet_cloud.models.service import ModelService
+from edgefleet_cloud.periodic import Periodic
 from edgefleet_cloud.ports import BackgroundService, system_clock
+from edgefleet_cloud.reports.ingest import Ingest
+from edgefleet_cloud.reports.service import Reports
+from edgefleet_cloud.trust.online import load_keys
+from edgefleet_cloud.trust.repository import MetadataFolder
+from edgefleet_cloud.trust.service import Trust
 from edgefleet_cloud.web import Parts
+
+RENEW_S = 60.0
+PURGE_S = 3600.0
 
 
 class Program(NamedTuple):
@@ -49,12 +65,50 @@ def compose(config: Config) -> Program:
     tokens = TokenService(system_clock)
     with database.write() as session:
         tokens.import_file(session, Path(config.admin_token_file))
-    models = ModelService(events, system_clock)
+    trust = Trust(MetadataFolder(config.metadata), load_keys(config.keys), events, system_clock)
+    blobs = DiskBlobs(config.data / "blobs")
+    uploads = Uploads(blobs, config.data / "uploads", config.limits.upload_max_bytes, system_clock)
+    models = ModelService(blobs, trust, events, system_clock)
+    access = DeviceAccess(config.fleet, DeviceKeys(database), system_clock)
+    with database.write() as session:
+        models.recover(session)
     devices = Devices(events)
     groups = Groups(events, devices)
-    background: list[BackgroundService] = []
-    parts = Parts(database, tokens, models, events, devices, groups)
+    broker = config.broker.public_url or config.broker.url
+    enrollments = Enrollments(
+        config.fleet,
+        DeviceCa.load(config.keys),
+        trust,
+        devices,
+        events,
+        lambda: Addresses(config.api_url, broker),
+    )
+    reports = Reports(devices, models)
+    ingest = Ingest(database, events)
+    background: list[BackgroundService] = [
+        Periodic("renewal of the timestamp", RENEW_S, trust.renew),
+        Periodic("removal of old uploads", PURGE_S, partial(_purge, database, uploads)),
+    ]
+    parts = Parts(
+        database,
+        tokens,
+        access,
+        trust,
+        uploads,
+        models,
+        events,
+        devices,
+        groups,
+        enrollments,
+        reports,
+        ingest,
+    )
     return Program(create_app(parts), background, database, feed.close)
+
+
+def _purge(database: Database, uploads: Uploads) -> None:
+    with database.write() as session:
+        uploads.purge(session)
 
 
 def api_description() -> dict[str, Any]:

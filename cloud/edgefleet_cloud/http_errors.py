@@ -124,8 +124,11 @@ def problem(
 def from_domain(request_id: str, error: EdgeFleetError) -> JSONResponse:
     """Return the response of a domain error."""
     status = status_of(error)
-    headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}.get(status)
-    extra = getattr(error, "extra", None)
+    headers = {
+        **{401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}.get(status, {}),
+        **getattr(error, "headers", {}),
+    }
+    extra = getattr(error, "extra", None)  # members that one problem alone has
     return problem(
         request_id, status, error.code, error.message, hint=error.hint, headers=headers, extra=extra
     )

@@ -174,8 +174,13 @@ class Blobs(Protocol):
         """
         ...
 
-    def tag(self, digest: str, size: int, name: str) -> None:
-        """List a manifest in the store's index under `name`, for example `digits:1.0.0`."""
+    def tag(self, name: str, image: bytes) -> None:
+        """Store an OCI image manifest and list it in the store's index under `name`.
+
+        Args:
+            name: For example `digits-1.0.0`; a second one replaces the first.
+            image: The manifest's JSON, whose blobs are stored already.
+        """
         ...
 
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 from sqlmodel import SQLModel
 
 from edgefleet_cloud.auth import tables as auth
+from edgefleet_cloud.blobs import tables as blobs
 from edgefleet_cloud.devices import tables as devices
 from edgefleet_cloud.enrollments import tables as enrollments
 from edgefleet_cloud.events import tables as events
 from edgefleet_cloud.groups import tables as groups
 from edgefleet_cloud.models import tables as models
 from edgefleet_cloud.reports import tables as reports
+from edgefleet_cloud.rollouts import tables as rollouts
 
 METADATA = SQLModel.metadata
 
-__all__ = ["METADATA", "auth", "devices", "enrollments", "events", "groups", "models", "reports"]
+__all__ = [
+    "METADATA", "auth", "blobs", "devices", "enrollments", "events", "groups", "models",
+    "reports", "rollouts",
+]  # fmt: skip

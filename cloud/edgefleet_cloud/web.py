@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, TypeVar, cast
@@ -11,6 +12,7 @@ from sqlmodel import Session
 
 from edgefleet_cloud.database import Database
 from edgefleet_cloud.errors import PreconditionError
+from edgefleet_shared.errors import InvalidInputError
 
 T = TypeVar("T")
 
@@ -101,3 +103,19 @@ def check_match(if_match: str | None, revision: int) -> None:
             "Somebody changed the resource since you read it.",
             hint="GET it again, decide again, send its new ETag.",
         )
+
+
+def decode_base64(text: str, what: str) -> bytes:
+    """Return the bytes of a base64 text.
+
+    Raises:
+        InvalidInputError: It is none (code `base64`); `what` says what it was meant to be.
+    """
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise InvalidInputError(
+            f"{what[:100]} is not base64.",
+            code="base64",
+            hint="Send the file's exact bytes, encoded with the standard alphabet.",
+        ) from error

@@ -1,4 +1,4 @@
-"""The guard of every route that is not open: `Authorization: Bearer <token>`."""
+"""The guards of the routes: a bearer token, or for blobs a device's own signature."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from typing import Annotated
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from edgefleet_cloud.auth.devices import DeviceAccess
 from edgefleet_cloud.auth.service import TokenService
 from edgefleet_cloud.errors import UnauthenticatedError
 from edgefleet_cloud.web import Db, part
+from edgefleet_shared import access
 
 _bearer = HTTPBearer(auto_error=False, description="A token of `edgefleet-cloud token create`.")
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 Service = Annotated[TokenService, Depends(part(TokenService))]
+Devices = Annotated[DeviceAccess, Depends(part(DeviceAccess))]
 
 
 def require_token(request: Request, credentials: Credentials, service: Service, db: Db) -> None:
@@ -29,3 +32,18 @@ def require_token(request: Request, credentials: Credentials, service: Service, 
     with db.read() as session:
         row = service.check(session, credentials.credentials)
     request.state.actor = f"token/{row.name}"
+
+
+def require_reader(
+    request: Request, credentials: Credentials, service: Service, devices: Devices, db: Db
+) -> None:
+    """Let the request pass if it carries a valid token or a device's statement.
+
+    Raises:
+        UnauthenticatedError: Neither.
+    """
+    header = request.headers.get("Authorization", "")
+    if access.claimed_device(header) is None:
+        require_token(request, credentials, service, db)
+    else:
+        request.state.actor = f"devices/{devices.check(header)}"

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlmodel import Session, select
+from sqlmodel import Session, col, func, select
 
-from edgefleet_cloud.models.tables import ModelRow
+from edgefleet_cloud.models.tables import ModelRow, ModelVersionRow
 from edgefleet_cloud.paging import PageQuery, paginate
 
 _SORTABLE = {"name": ModelRow.name, "created": ModelRow.created}
+_VERSIONS_SORTABLE = {
+    "created": ModelVersionRow.created,
+    "release_counter": ModelVersionRow.release_counter,
+}
 
 
 def get_model(session: Session, name: str) -> ModelRow | None:
@@ -20,3 +24,40 @@ def get_model(session: Session, name: str) -> ModelRow | None:
 def page_of_models(session: Session, query: PageQuery) -> tuple[Sequence[ModelRow], str]:
     """Return one page of the models."""
     return paginate(session, select(ModelRow), query, _SORTABLE, ModelRow.name, default="name")
+
+
+def get_version(session: Session, model: str, version: str) -> ModelVersionRow | None:
+    """Return a version of a model, or None."""
+    return session.exec(
+        select(ModelVersionRow).where(
+            ModelVersionRow.model == model, ModelVersionRow.version == version
+        )
+    ).first()
+
+
+def by_manifest(session: Session, manifest: str) -> ModelVersionRow | None:
+    """Return the version with this manifest digest, or None."""
+    return session.exec(select(ModelVersionRow).where(ModelVersionRow.manifest == manifest)).first()
+
+
+def newest_counter(session: Session, model: str) -> int:
+    """Return the highest release counter of a model; 0: nothing is published."""
+    found = session.exec(
+        select(func.max(col(ModelVersionRow.release_counter))).where(ModelVersionRow.model == model)
+    ).one()
+    return found or 0
+
+
+def page_of_versions(
+    session: Session, model: str, query: PageQuery
+) -> tuple[Sequence[ModelVersionRow], str]:
+    """Return one page of a model's versions."""
+    statement = select(ModelVersionRow).where(ModelVersionRow.model == model)
+    return paginate(
+        session,
+        statement,
+        query,
+        _VERSIONS_SORTABLE,
+        ModelVersionRow.release_counter,
+        default="release_counter",
+    )

@@ -1,0 +1,74 @@
+"""HTTP for the catalog: a plain TUF repository to read, and owners' signatures to accept."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from edgefleet_cloud.trust.service import Trust
+from edgefleet_cloud.web import Actor, Db, decode_base64, part
+
+router = APIRouter(prefix="/v1/trust", tags=["trust"])
+Service = Annotated[Trust, Depends(part(Trust))]
+
+
+class MetadataNames(BaseModel):
+    """The files of the repository."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"files": ["1.root.json", "timestamp.json"]}]}
+    )
+
+    files: list[str]
+
+
+class SignedFiles(BaseModel):
+    """Newly signed metadata: file name -> base64 of its bytes."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"files": {"2.targets.json": "eyJzaWduYXR1cmVzIjpb..."}}]},
+    )
+
+    files: dict[str, str] = Field(min_length=1, max_length=64)
+
+
+@router.get("/metadata", summary="List the metadata files")
+def list_metadata(service: Service) -> MetadataNames:
+    """Return every file of the TUF repository, old versions too."""
+    return MetadataNames(files=service.names())
+
+
+@router.get(
+    "/metadata/{name:path}",
+    summary="Read a metadata file",
+    response_class=Response,
+    responses={200: {"content": {"application/json": {}}}},
+)
+def read_metadata(name: str, service: Service) -> Response:
+    """Return a file's exact bytes, as any TUF client expects them."""
+    # Clients that do not escape the % of `publisher%2Fdigits` mean the same file.
+    data = service.file(name.replace("/", "%2F"))
+    return Response(data, media_type="application/json", headers={"Cache-Control": "no-cache"})
+
+
+@router.get(
+    "/bundle",
+    summary="Read all current metadata as one bundle",
+    response_class=Response,
+    responses={200: {"content": {"application/octet-stream": {}}}},
+)
+def read_bundle(service: Service) -> Response:
+    """Return what `edgefleet_shared.bundle` decodes."""
+    return Response(service.bundle(), media_type="application/octet-stream")
+
+
+@router.post("/metadata", summary="Bring newly signed metadata")
+def send_metadata(body: SignedFiles, service: Service, db: Db, actor: Actor) -> MetadataNames:
+    """Take files signed by root, targets or publisher keys, all of them or none."""
+    files = {name: decode_base64(text, name) for name, text in body.files.items()}
+    with db.write() as session:
+        service.submit(session, files, actor)
+    return MetadataNames(files=service.names())
