@@ -12,6 +12,7 @@ from pathlib import Path
 
 import edgefleet_cloud
 from edgefleet_cloud import compose, config, server
+from edgefleet_cloud.broker import command
 from edgefleet_shared.errors import EdgeFleetError
 
 BAD_USE = 2
@@ -49,6 +50,10 @@ def _openapi(_options: argparse.Namespace) -> None:
     print(json.dumps(compose.api_description(), indent=2))  # noqa: T201 - the answer
 
 
+def _broker_config(options: argparse.Namespace) -> None:
+    print(command.text(options), end="")  # noqa: T201 - the answer
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="edgefleet-cloud", description=edgefleet_cloud.__doc__)
     parser.add_argument("--version", action="version", version=edgefleet_cloud.__version__)
@@ -59,6 +64,11 @@ def _parser() -> argparse.ArgumentParser:
     serve.set_defaults(run=_serve)
     openapi = commands.add_parser("openapi", help="print the API's description")
     openapi.set_defaults(run=_openapi)
+    broker = commands.add_parser(
+        "broker-config", help="print the configuration of a broker that stands alone"
+    )
+    command.add_arguments(broker)
+    broker.set_defaults(run=_broker_config)
     return parser
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastapi import FastAPI
+from sqlmodel import Session
 
 from edgefleet_cloud import migrations
 from edgefleet_cloud.app import create_app
@@ -15,6 +17,7 @@ from edgefleet_cloud.auth.devices import DeviceAccess
 from edgefleet_cloud.auth.service import TokenService
 from edgefleet_cloud.blobs.disk import DiskBlobs
 from edgefleet_cloud.blobs.service import Uploads
+from edgefleet_cloud.broker.service import BrokerService
 from edgefleet_cloud.config import Config
 from edgefleet_cloud.database import Database
 from edgefleet_cloud.devices.keys import DeviceKeys
@@ -29,10 +32,20 @@ from edgefleet_cloud.periodic import Periodic
 from edgefleet_cloud.ports import BackgroundService, system_clock
 from edgefleet_cloud.reports.ingest import Ingest
 from edgefleet_cloud.reports.service import Reports
+from edgefleet_cloud.rollouts.announcer import Announcer, Settings
+from edgefleet_cloud.rollouts.controller import Controller, Pace
+from edgefleet_cloud.rollouts.driver import Driver
+from edgefleet_cloud.rollouts.planning import Planner
+from edgefleet_cloud.rollouts.reporting import Reports as DeploymentReports
+from edgefleet_cloud.rollouts.service import Rollouts
+from edgefleet_cloud.rollouts.slots import Slots, desired
+from edgefleet_cloud.transports.mqtt import MqttSettings, MqttTransport
 from edgefleet_cloud.trust.online import load_keys
 from edgefleet_cloud.trust.repository import MetadataFolder
 from edgefleet_cloud.trust.service import Trust
+from edgefleet_cloud.uplink import Uplink
 from edgefleet_cloud.web import Parts
+from edgefleet_shared.messages import Reported
 
 RENEW_S = 60.0
 PURGE_S = 3600.0
@@ -72,22 +85,28 @@ def compose(config: Config) -> Program:
     access = DeviceAccess(config.fleet, DeviceKeys(database), system_clock)
     with database.write() as session:
         models.recover(session)
-    devices = Devices(events)
+    devices = Devices(events, desired)
     groups = Groups(events, devices)
-    broker = config.broker.public_url or config.broker.url
+    broker = BrokerService(config)
     enrollments = Enrollments(
         config.fleet,
         DeviceCa.load(config.keys),
         trust,
         devices,
         events,
-        lambda: Addresses(config.api_url, broker),
+        lambda: Addresses(config.api_url, broker.public_url),
     )
     reports = Reports(devices, models)
-    ingest = Ingest(database, events)
+    planner = Planner(devices, groups, models, blobs)
+    transport = _transport(config, broker)
+    steering = _steer(config, database, events, groups, planner, models, trust, transport)
+    ingest = Ingest(database, events, [steering.heard])
     background: list[BackgroundService] = [
         Periodic("renewal of the timestamp", RENEW_S, trust.renew),
         Periodic("removal of old uploads", PURGE_S, partial(_purge, database, uploads)),
+        broker,
+        Uplink(steering.transport, ingest, steering.announcer, database),
+        steering.controller,
     ]
     parts = Parts(
         database,
@@ -102,8 +121,64 @@ def compose(config: Config) -> Program:
         enrollments,
         reports,
         ingest,
+        steering.rollouts,
     )
     return Program(create_app(parts), background, database, feed.close)
+
+
+class _Steering(NamedTuple):
+    """What decides, tells devices, and hears from them."""
+
+    rollouts: Rollouts
+    controller: Controller
+    announcer: Announcer
+    transport: MqttTransport
+    reports: DeploymentReports
+
+    def heard(self, session: Session, device: str, reported: Reported) -> None:
+        """Take a device's newest state into its deployments."""
+        self.announcer.catch_up(session, device, reported.counter)
+        self.reports.apply(session, device, reported)
+
+
+def _steer(
+    config: Config,
+    database: Database,
+    events: EventLog,
+    groups: Groups,
+    planner: Planner,
+    models: ModelService,
+    trust: Trust,
+    transport: MqttTransport,
+) -> _Steering:
+    life = timedelta(hours=config.controller.assignment_life_h)
+    settings = Settings(config.fleet, lambda: f"{config.api_url}/v1/blobs", life)
+    announcer = Announcer(
+        settings, database, groups.devices, trust, trust, transport, events, system_clock
+    )
+    slots = Slots(events, announcer.announce, system_clock)
+    driver = Driver(slots, events, system_clock)
+    pace = Pace(config.controller.interval_s, config.controller.lease_s)
+    controller = Controller(database, driver, announcer.refresh, pace, system_clock)
+    return _Steering(
+        Rollouts(planner, slots, driver, controller.wake, system_clock),
+        controller,
+        announcer,
+        transport,
+        DeploymentReports(slots, models, controller.wake),
+    )
+
+
+def _transport(config: Config, broker: BrokerService) -> MqttTransport:
+    return MqttTransport(
+        MqttSettings(
+            broker.url,
+            ca=config.broker.ca,
+            cert=config.broker.cert,
+            key=config.broker.key,
+            mqtt5=broker.kind != "amqtt",
+        )
+    )
 
 
 def _purge(database: Database, uploads: Uploads) -> None:

@@ -21,8 +21,7 @@ from edgefleet_cloud.database import Database, after_commit
 from edgefleet_cloud.devices.service import Devices
 from edgefleet_cloud.devices.tables import ENROLLED, DeviceRow
 from edgefleet_cloud.ports import Catalog, Clock, Director, EventSink, Transport
-from edgefleet_cloud.rollouts import repository
-from edgefleet_cloud.rollouts.slots import assignment
+from edgefleet_cloud.rollouts.slots import desired
 from edgefleet_cloud.rollouts.tables import AnnouncementRow
 from edgefleet_shared import bundle, strict_json, topics
 from edgefleet_shared.identifiers import sha256_digest
@@ -102,7 +101,7 @@ class Announcer:
             device: Whose.
             force: Sign anew although the content is the same.
         """
-        slots = self.desired(session, device.id)
+        slots = desired(session, device.id)
         if not slots or device.state != ENROLLED:
             return
         row = session.get(AnnouncementRow, device.id)
@@ -111,11 +110,6 @@ class Announcer:
         if force or row is None or row.content != content or self._is_old(row, now):
             row = self._sign(session, device, slots, content, now)
         self._publish_later(session, device.id)
-
-    def desired(self, session: Session, device_id: str) -> dict[str, SlotAssignment]:
-        """Return what a device should run, by slot."""
-        rows = repository.desired(session, device_id)
-        return {slot: assignment(row) for slot, row in rows.items()}
 
     def answer(self, session: Session, device_id: str) -> None:
         """Answer a device that asks for its document."""

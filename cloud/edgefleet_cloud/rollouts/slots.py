@@ -76,6 +76,12 @@ def assignment(row: DeploymentRow) -> SlotAssignment:
     )
 
 
+def desired(session: Session, device_id: str) -> dict[str, SlotAssignment]:
+    """Return what a device should run, by slot."""
+    rows = repository.desired(session, device_id)
+    return {slot: assignment(row) for slot, row in rows.items()}
+
+
 class Slots:
     """Changes what devices should run; the caller owns the session and its commit.
 

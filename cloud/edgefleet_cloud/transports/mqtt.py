@@ -86,7 +86,7 @@ class MqttTransport:
         self._host, self._port, self._tls = _endpoint(settings)
         self._outgoing = Outgoing()
         self._connected = threading.Event()
-        self._loop = asyncio.new_event_loop()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._wake = asyncio.Event()
         self._stopping = False
         self._version = MQTTv50 if settings.mqtt5 else MQTTv311
@@ -108,6 +108,7 @@ class MqttTransport:
     def start(self, handler: Handler) -> None:
         """Connect, subscribe to all upward topics, and stay connected; returns at once."""
         self._handler = handler
+        self._loop = asyncio.new_event_loop()
         self._thread.start()
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> Future[None]:
@@ -126,10 +127,13 @@ class MqttTransport:
         self._worker.shutdown(wait=True, cancel_futures=True)
 
     def _poke(self) -> None:
+        if self._loop is None:
+            return
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody to wake
             self._loop.call_soon_threadsafe(self._wake.set)
 
     def _run(self) -> None:
+        assert self._loop is not None
         try:
             self._loop.run_until_complete(self._stay_connected())
         finally:
@@ -195,8 +199,9 @@ class MqttTransport:
 
     async def handle(self, topic: str, payload: bytes) -> bool:
         """Hand a message to the worker; return whether it may be acknowledged."""
+        loop = asyncio.get_running_loop()
         try:
-            return await self._loop.run_in_executor(self._worker, self._handle, topic, payload)
+            return await loop.run_in_executor(self._worker, self._handle, topic, payload)
         except RuntimeError:  # the worker is shut down
             return False
 
@@ -231,7 +236,7 @@ class _Link:
         settings = transport._settings  # noqa: SLF001 - one part in two classes
         self.lost = asyncio.Event()
         self._closed = asyncio.Event()
-        self._granted: asyncio.Future[int] = transport._loop.create_future()  # noqa: SLF001
+        self._granted: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._transport = transport
         self._packets = _Packets(transport._outgoing)  # noqa: SLF001
         self._client = _Client(
