@@ -69,7 +69,8 @@ class Plane:
             task.add_done_callback(lambda _: self._loading.pop(spec.digest))
         else:
             _close(files)
-        report = await asyncio.shield(task) if task else Report(ok=True)
+        known = Report(ok=True, memory_kb=backend.counters.memory_kb if backend else 0)
+        report = await asyncio.shield(task) if task else known
         backend = self.backends.get(spec.digest)
         return _outcome(number, report, backend.pid if backend else 0)
 

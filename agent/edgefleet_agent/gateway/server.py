@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import ipaddress
 import os
+import resource
 import signal
 import socket
 from pathlib import Path
@@ -21,6 +22,7 @@ from edgefleet_agent.worker import sandbox
 from edgefleet_shared.errors import InvalidInputError, UnavailableError
 
 DRAIN_S = 10.0
+DESCRIPTORS = 4096
 
 
 class Options(NamedTuple):
@@ -102,12 +104,14 @@ class Gateway:
     async def run(self) -> None:
         """Serve until a signal, `Shutdown`, or too long a time without agentd."""
         sandbox.become_subreaper()
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, DESCRIPTORS), hard))
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._begin_closing)
         self._spawner.start()
+        self._on_agents(0)
         self._control.listen(self._options.control)
         await self._listen()
-        self._on_agents(0)
         await self._over.wait()
         await self._control.close()
 

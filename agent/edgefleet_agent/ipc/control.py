@@ -66,7 +66,8 @@ class Load(msgspec.Struct, tag=True, frozen=True):
 class Flip(msgspec.Struct, tag=True, frozen=True):
     """Route `model` to the loaded `digest`; the previous one becomes the standby.
 
-    Answered by `Flipped`, or by `Outcome` when the digest is not loaded.
+    Answered by `Flipped`, or by `Outcome` with the code `not_loaded`, `not_ready` (its worker is
+    being restarted) or `quarantined`.
     """
 
     id: int
@@ -132,11 +133,13 @@ class Flipped(msgspec.Struct, tag=True, frozen=True):
 
 
 class DigestStats(msgspec.Struct, frozen=True):
-    """Cumulative counters of one digest since it was loaded into this gateway.
+    """Cumulative counters of one digest over the life of this gateway, reloads included.
 
-    `requests` were answered 200; `nonfinite` of them held NaN or infinity. `latency` is the whole
-    request in the gateway, `compute` the worker's run: `edgefleet_shared.histogram` counts.
-    `max_gap_us` is the longest time between two answers of the model since the last `Stats`.
+    `role` is as in `WorkerInfo`, or `released` for a digest that is no longer loaded. `requests`
+    were answered 200; `nonfinite` of them held NaN or infinity. `latency` is the whole request in
+    the gateway, `compute` the worker's run: `edgefleet_shared.histogram` counts. `max_gap_us`, of
+    the active digest alone, is the longest time since the last `Stats` that the model let pass
+    between two answers while a request was open: a time without requests is no gap.
     """
 
     model: str
@@ -165,7 +168,10 @@ class StatsReply(msgspec.Struct, tag=True, frozen=True):
 
 
 class WorkerInfo(msgspec.Struct, frozen=True):
-    """One loaded digest; role is `active`, `standby` or `idle` (loaded, never routed)."""
+    """One loaded digest; role is `active`, `standby` or `idle` (loaded, not routed).
+
+    `pid` is 0 while its worker is being restarted, and once it is quarantined.
+    """
 
     model: str
     version: str
