@@ -45,6 +45,7 @@ class Activation:
     def __init__(self, tools: Toolbox, ledger: Ledger, stop: threading.Event) -> None:
         self._tools, self._ledger, self._stop = tools, ledger, stop
         self._watch: _Watch | None = None
+        self._back: Swap | None = None  # a way back that the journal does not show yet
 
     def load(self, version: VersionRef) -> None:
         """Bring a stored version up beside what serves.
@@ -99,7 +100,8 @@ class Activation:
         record = self._ledger.record
         assert record.deployment is not None
         new = record.deployment.staged
-        previous = swap.old if swap.old != new else record.previous
+        # Flipped twice because a write failed in between: the old one is the active on disk.
+        previous = next((v for v in (swap.old, record.active) if v != new), record.previous)
         self._watch = _Watch(record.deployment.id, time.monotonic(), swap.before)
         self._ledger.move(_E.SERVE, active=new, previous=previous, receipt=swap.receipt)
 
@@ -164,7 +166,13 @@ class Activation:
         except GatewayLostError:
             raise
         except EdgeFleetError as error:
-            ledger.move(_E.ROLLBACK_FAIL, reason=error.code, detail=str(error), quarantined=done)
+            ledger.move(
+                _E.ROLLBACK_FAIL,
+                reason=error.code,
+                detail=str(error),
+                quarantined=done,
+                active=ledger.serving,
+            )
             return
         ledger.move(
             _E.ROLLED_BACK,
@@ -175,6 +183,7 @@ class Activation:
             quarantined=done,
             receipt=swap.receipt if swap else None,
         )
+        self._back = None
         self.settle_receipt(swap)
 
     def _return_to(self, good: VersionRef | None, trigger: str) -> Swap | None:
@@ -189,9 +198,9 @@ class Activation:
                 f"{good.version} is below the security floor by now; nothing is served.",
                 code="below_security_floor",
             )
-        if self._ledger.serving == good:
-            return None
-        return self.route(good, "rollback", trigger)
+        if self._ledger.serving != good:
+            self._back = self.route(good, "rollback", trigger)
+        return self._back
 
     def _look(self) -> probation.Verdict:
         record = self._ledger.record

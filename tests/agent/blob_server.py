@@ -78,7 +78,7 @@ class BlobServer:
                     handler.wfile.flush()
                     if self.go.wait(self.drip):
                         return
-            if self.hold_at is not None:
+            if self.hold_at is not None and len(body) > self.hold_at:
                 handler.wfile.write(body[: self.hold_at])
                 handler.wfile.flush()
                 self.go.wait(60)

@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 
 from edgefleet_agent import compose, config
-from edgefleet_agent.journal import Journal, SlotRecord
+from edgefleet_agent.journal import Document, SlotRecord
+from edgefleet_shared import strict_json
 from tests.agent.world import World, until
 from tests.fakes.fake_gateway import FakeGateway
 from tests.fakes.memory_transport import MemoryTransport
@@ -77,7 +78,9 @@ class Agent:
 
     def record(self, slot: str = "digits") -> SlotRecord:
         """Return the slot's record as it is on disk."""
-        return Journal(self.config.state / "journal.json").slot(slot)
+        data = (self.config.state / "journal.json").read_bytes()
+        document = strict_json.decode(data, Document, max_bytes=len(data), what="journal")
+        return document.slots.get(slot, SlotRecord())
 
     def reaches(self, *states: str, slot: str = "digits") -> dict[str, Any]:
         """Wait until a report shows one of the states, and return it."""

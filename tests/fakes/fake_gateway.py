@@ -37,6 +37,7 @@ class FakeGateway:
     Attributes:
         refuse: (request name, digest) to the outcome's code; digest "" is any.
         hold: Request names that wait until they are discarded from the set.
+        lose: Request names that are neither done nor answered.
         seen: Every request, in order, by name.
         fds: Bytes of the files that came with the last Prove or Load.
     """
@@ -44,6 +45,7 @@ class FakeGateway:
     def __init__(self, run: Path):
         self.refuse: dict[tuple[str, str], str] = {}
         self.hold: set[str] = set()
+        self.lose: set[str] = set()
         self.seen: list[str] = []
         self.files: list[bytes] = []
         self.over = threading.Event()
@@ -157,7 +159,7 @@ class FakeGateway:
         with self._changed:
             self.seen.append(name)
             self._changed.wait_for(lambda: name not in self.hold or self.over.is_set(), 60)
-            if self.over.is_set():
+            if self.over.is_set() or name in self.lose:
                 return
             reply = self._reply(name, request, len(fds))
         with contextlib.suppress(OSError):

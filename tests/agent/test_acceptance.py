@@ -1,0 +1,384 @@
+"""Receive: what the device believes, and the code by which it refuses the rest."""
+
+from __future__ import annotations
+
+import json
+import time
+from base64 import b64decode, b64encode
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import pytest
+from tuf.api.metadata import MetaFile, Metadata, Root
+
+from edgefleet_agent.trust.acceptance import Acceptance
+from edgefleet_agent.trust.catalog import DurableUpdater
+from edgefleet_agent.trust.floors import SLOTS, Floors, FloorStore
+from edgefleet_shared import dsse, strict_json
+from edgefleet_shared.errors import EdgeFleetError
+from edgefleet_shared.identifiers import sha256_digest
+from edgefleet_shared.messages import REPORTED_TYPE, Desired
+from edgefleet_shared.package import publisher_role
+from tests.agent.world import World
+
+
+class Device:
+    """An acceptance on a disk of its own, with a clock that a test may turn."""
+
+    def __init__(self, world, folder):
+        self.world, self.state = world, folder / "state"
+        self.identity = world.enrolled(self.state)
+        self.shift = 0.0
+        self.wake()
+
+    def wake(self):
+        """Start again from what is on disk."""
+        self.acceptance = Acceptance(
+            self.state, self.identity.who, self.identity.root, lambda: time.time() + self.shift
+        )
+
+    def floors(self):
+        return FloorStore(self.state / "trust").current
+
+    def accept(self, payload):
+        return self.acceptance.accept(payload)
+
+    def refuses(self, payload):
+        """Return the code of the refusal, having checked that nothing was accepted."""
+        counter = self.acceptance.counter
+        kept = (self.state / "desired" / "accepted.json").exists() and (
+            self.state / "desired" / "accepted.json"
+        ).read_bytes()
+        with pytest.raises(EdgeFleetError) as caught:
+            self.accept(payload)
+        after = (self.state / "desired" / "accepted.json").exists() and (
+            self.state / "desired" / "accepted.json"
+        ).read_bytes()
+        assert (self.acceptance.counter, after) == (counter, kept)
+        return caught.value.code
+
+
+@pytest.fixture
+def world():
+    """A fleet with keys of its own."""
+    world = World()
+    yield world
+    world.close()
+
+
+@pytest.fixture
+def device(world, tmp_path):
+    """An enrolled device that has accepted nothing yet."""
+    return Device(world, tmp_path)
+
+
+def flipped(payload: bytes, field: str, at: int = 40) -> bytes:
+    """Flip one bit of what a field of the desired document carries in base64."""
+    document = json.loads(payload)
+    data = bytearray(b64decode(document[field]))
+    data[at] ^= 1
+    document[field] = b64encode(bytes(data)).decode()
+    return json.dumps(document).encode()
+
+
+def test_an_assignment_that_both_roots_agree_on_is_accepted(world, device):
+    """Slots, counter and blob address come out; the floors rise."""
+    slot = world.publish("1.0.0")
+    accepted = device.accept(world.assign(device.identity, slot))
+    assert accepted.assignment.slots == {"digits": slot}
+    assert accepted.blobs == world.server.url
+    floors = device.floors()
+    assert (floors.counter, floors.root, floors.timestamp) == (1, 1, world.timestamp.version)
+    assert floors.targets[publisher_role("digits")] == world.publishers["digits"].version
+    assert floors.models["digits"].release_counter == 1
+
+
+def test_the_same_envelope_again_is_no_refusal_and_no_write(world, device):
+    """A retained message comes on every connect; it means what it meant."""
+    payload = world.assign(device.identity, world.publish("1.0.0"))
+    first = device.accept(payload)
+    files = {p: p.stat().st_mtime_ns for p in device.state.rglob("*") if p.is_file()}
+    assert device.accept(payload) == first
+    device.wake()
+    assert device.accept(payload) == first
+    assert {p: p.stat().st_mtime_ns for p in device.state.rglob("*") if p.is_file()} == files
+
+
+def wrong_role_key(world, device, slot):
+    """The timestamp key signs the assignment."""
+    return world.assign(device.identity, slot, signer="timestamp")
+
+
+def bit_in_assignment(world, device, slot):
+    """One bit of the signed payload is flipped."""
+    payload = json.loads(world.assign(device.identity, slot))
+    envelope = json.loads(b64decode(payload["assignment"]))
+    body = bytearray(b64decode(envelope["payload"]))
+    body[body.index(b'"counter"') + 10] ^= 1
+    envelope["payload"] = b64encode(bytes(body)).decode()
+    payload["assignment"] = b64encode(json.dumps(envelope).encode()).decode()
+    return json.dumps(payload).encode()
+
+
+def other_type(world, device, slot):
+    """The director's signature stands on another kind of statement."""
+    body = dsse.read(
+        world.assignment(device.identity, slot), "application/vnd.edgefleet.assignment.v1+json"
+    ).payload
+    return world.desired(dsse.seal(body, REPORTED_TYPE, world.keys["director"]))
+
+
+def unknown_version(world, device, slot):
+    """The director invents a version that no publisher has signed."""
+    return world.assign(device.identity, msgspec.structs.replace(slot, version="9.9.9"))
+
+
+def other_bytes(world, device, slot):
+    """The director keeps the name and puts other bytes behind it."""
+    other = sha256_digest(b"other")
+    return world.assign(device.identity, msgspec.structs.replace(slot, manifest=other))
+
+
+def stranger_publishes(world, device, slot):
+    """A key that is no publisher's signs the publisher's role."""
+    world.publishers["digits"].version += 1
+    world.release(publisher="stranger")
+    return world.assign(device.identity, slot)
+
+
+def stranger_releases(world, device, slot):
+    """A stranger's key signs timestamp and snapshot."""
+    world.release(timestamp="stranger", snapshot="stranger")
+    return world.assign(device.identity, slot)
+
+
+def snapshot_left_out(world, device, slot):
+    """The bundle lacks a file that the timestamp names."""
+    files = {n: d for n, d in world.files.items() if "snapshot" not in n}
+    return world.desired(world.assignment(device.identity, slot), files=files)
+
+
+def expired_catalog(world, device, slot):
+    """The timestamp is past its day."""
+    world.timestamp.expires = datetime.now(UTC) - timedelta(hours=1)
+    world.release()
+    return world.assign(device.identity, slot)
+
+
+CASES = [
+    (wrong_role_key, "signature"),
+    (bit_in_assignment, "signature"),
+    (other_type, "payload_type"),
+    (unknown_version, "not_in_catalog"),
+    (other_bytes, "disagree"),
+    (stranger_publishes, "metadata_signature"),
+    (stranger_releases, "metadata_signature"),
+    (snapshot_left_out, "metadata_missing"),
+    (expired_catalog, "metadata_expired"),
+    (lambda w, d, s: w.assign(d.identity, s, device="cam-2"), "wrong_device"),
+    (lambda w, d, s: w.assign(d.identity, s, fleet="other"), "wrong_fleet"),
+    (lambda w, d, s: w.assign(d.identity, s, key=sha256_digest(b"old key")), "wrong_key"),
+    (lambda w, d, s: w.assign(d.identity, s, expires="2020-01-01T00:00:00Z"), "expired"),
+    (lambda w, d, s: w.assign(d.identity, s, counter=2**21), "fast_forward"),
+    (lambda w, d, s: w.assign(d.identity, msgspec.structs.replace(s, size=1)), "disagree"),
+    (lambda w, d, s: w.desired(w.assignment(d.identity, s), counter=77), "disagree"),
+    (lambda w, d, s: flipped(w.assign(d.identity, s), "bundle"), "malformed"),
+    (lambda w, d, s: w.desired(b"{}"), "malformed"),
+    (lambda _w, _d, _s: b'{"v":1}', "malformed"),
+    (lambda _w, _d, _s: b"[" * 100_000, "malformed"),
+]
+
+
+@pytest.mark.parametrize(
+    ("attack", "code"), CASES, ids=[f"{i}-{code}" for i, (_, code) in enumerate(CASES)]
+)
+def test_a_document_that_does_not_hold_is_refused_by_code(world, device, attack, code):
+    """Whatever is wrong, the answer is a code, and what was accepted before stands."""
+    old = world.publish("1.0.0")
+    before = device.accept(world.assign(device.identity, old))
+    assert device.refuses(attack(world, device, world.publish("2.0.0"))) == code
+    assert device.acceptance.last() == before
+
+
+def test_an_older_assignment_is_refused_whatever_was_lost(world, device):
+    """Replays stay refused after the caches and the accepted document are gone."""
+    slot = world.publish("1.0.0")
+    older = world.assign(device.identity, slot)
+    device.accept(world.assign(device.identity, slot))
+    assert device.refuses(older) == "replayed"
+    for path in (*device.state.glob("trust/metadata/*.json"), *device.state.glob("desired/*")):
+        path.unlink()
+    device.wake()
+    assert device.refuses(older) == "replayed"
+
+
+def test_an_older_catalog_is_refused_after_the_cache_is_gone_or_torn(world, device):
+    """The floors lie apart from python-tuf's cache, which forgets."""
+    slot = world.publish("1.0.0")
+    old_files = dict(world.files)
+    world.publish("2.0.0")
+    device.accept(world.assign(device.identity, slot))
+    swapped = world.desired(world.assignment(device.identity, slot), files=old_files)
+    assert device.refuses(swapped) == "metadata_rollback"
+    for size in (0, 100):
+        for path in device.state.glob("trust/metadata/*.json"):
+            path.write_bytes(path.read_bytes()[:size])
+        device.wake()
+        assert device.refuses(swapped) == "metadata_rollback"
+
+
+def test_two_lost_floors_stop_every_change(world, device):
+    """Without a floor nothing new is believed; what was accepted is still known."""
+    slot = world.publish("1.0.0")
+    device.accept(world.assign(device.identity, slot))
+    for name in SLOTS:
+        (device.state / "trust" / name).write_bytes(b"torn")
+    device.wake()
+    assert device.acceptance.floor_lost
+    assert device.refuses(world.assign(device.identity, slot)) == "floor_lost"
+
+
+def test_power_lost_between_document_and_floors_is_made_good(world, device):
+    """The document on disk is judged again and its counter becomes the floor."""
+    slot = world.publish("1.0.0")
+    device.accept(world.assign(device.identity, slot))
+    payload = world.assign(device.identity, slot)
+    (device.state / "desired" / "accepted.json").write_bytes(payload)
+    device.wake()
+    last = device.acceptance.last()
+    assert last is not None
+    assert last.assignment.counter == device.acceptance.counter == 2
+
+
+def test_a_publisher_may_forbid_what_is_older(world, device):
+    """A downgrade is accepted down to the security floor, and not below."""
+    one, two = world.publish("1.0.0"), world.publish("2.0.0")
+    device.accept(world.assign(device.identity, two))
+    device.accept(world.assign(device.identity, one))
+    three = world.publish("3.0.0", floor=2)
+    assert device.refuses(world.assign(device.identity, one)) == "below_security_floor"
+    assert device.acceptance.security_floor("digits") == 2
+    device.accept(world.assign(device.identity, three))
+    device.accept(world.assign(device.identity, two))
+
+
+def test_a_clock_gone_back_does_not_revive_what_expired(world, device):
+    """Time is never below the floor of the last verified catalog."""
+    slot = world.publish("1.0.0")
+    device.accept(world.assign(device.identity, slot))
+    device.shift = -30 * 365 * 86400
+    device.wake()
+    assert device.acceptance.now().year >= 2024
+    assert device.refuses(expired_catalog(world, device, slot)) == "metadata_expired"
+
+
+def test_a_clock_far_ahead_poisons_nothing(world, device):
+    """At 2100 everything is refused; with the clock right again the device goes on."""
+    slot = world.publish("1.0.0")
+    device.shift = 80 * 365 * 86400
+    assert device.refuses(world.assign(device.identity, slot)) == "metadata_expired"
+    device.shift = 0
+    device.wake()
+    device.accept(world.assign(device.identity, slot))
+
+
+def test_a_new_root_ends_a_stolen_online_keys_fast_forward(world, device):
+    """Versions set to the sky by a thief hold until root replaces the keys, and no longer."""
+    slot = world.publish("1.0.0")
+    before = (world.timestamp.version, world.snapshot.version)
+    world.timestamp.version = world.snapshot.version = 2**40
+    world.release()
+    device.accept(world.assign(device.identity, slot))
+    world.timestamp.version, world.snapshot.version = before
+    world.release()
+    assert device.refuses(world.assign(device.identity, slot)) == "metadata_rollback"
+    for role in ("timestamp", "snapshot"):
+        world.root.revoke_key(world.key(role).keyid, role)
+        world.keys[role] = type(world.keys[role]).generate_ecdsa()
+        world.root.add_key(world.key(role), role)
+    world.root.version = 2
+    world.files["2.root.json"] = world.sign(world.root, "root")
+    world.release()
+    device.accept(world.assign(device.identity, slot))
+    assert device.floors().root == 2
+
+
+def test_the_director_key_dies_with_its_delegation(world, device):
+    """An unexpired assignment by a director that targets has replaced is refused."""
+    slot = world.publish("1.0.0")
+    payload = world.assignment(device.identity, slot)
+    new = type(world.keys["director"]).generate_ecdsa()
+    world.targets.revoke_key(world.key("director").keyid, "director")
+    world.keys["director"] = new
+    world.targets.add_key(new.public_key, "director")
+    world.targets.version += 1
+    world.release()
+    assert device.refuses(world.desired(payload)) == "signature"
+    device.accept(world.assign(device.identity, slot))
+
+
+def test_online_keys_together_cannot_bring_an_unsigned_model(world, device):
+    """The headline: snapshot, timestamp and director stolen, and still no foreign byte runs."""
+    slot = world.publish("1.0.0")
+    device.accept(world.assign(device.identity, slot))
+    evil = world.publish("6.6.6")
+    role = world.publishers["digits"]
+    name = f"{role.version}.publisher%2Fdigits.json"
+    world.files[name] = world.sign(role, "director", "snapshot", "timestamp")
+    assert device.refuses(world.assign(device.identity, evil)) == "metadata_signature"
+
+
+def test_a_role_may_not_sign_for_another_model(world, device, tmp_path):
+    """The publisher of audio cannot bring a version of digits."""
+    both = World(models=("digits", "audio"))
+    try:
+        other = Device(both, tmp_path / "both")
+        slot = both.publish("1.0.0")
+        path = "models/digits/1.0.0/manifest.json"
+        both.publishers["audio"].targets[path] = both.publishers["digits"].targets.pop(path)
+        both.publishers["digits"].version += 1
+        both.publishers["audio"].version += 1
+        both.release()
+        assert other.refuses(both.assign(other.identity, slot)) == "not_in_catalog"
+    finally:
+        both.close()
+
+
+def test_a_mixed_catalog_is_refused(world, device):
+    """A snapshot that names one version while another is served does not verify."""
+    slot = world.publish("1.0.0")
+    world.snapshot.meta["targets.json"] = MetaFile(world.targets.version + 1)
+    world.snapshot.version += 1
+    world.files[f"{world.snapshot.version}.snapshot.json"] = world.sign(world.snapshot, "snapshot")
+    world.files[f"{world.targets.version + 1}.targets.json"] = world.sign(world.targets, "targets")
+    world.timestamp.version += 1
+    world.timestamp.snapshot_meta = MetaFile(world.snapshot.version)
+    world.files["timestamp.json"] = world.sign(world.timestamp, "timestamp")
+    assert device.refuses(world.assign(device.identity, slot)) == "metadata_rollback"
+
+
+def test_python_tufs_private_clock_is_where_we_set_it(world, tmp_path):
+    """The updater judges expiry by the time that it is given, a private attribute of python-tuf."""
+    past = datetime(2001, 1, 1, tzinfo=UTC)
+    updater = DurableUpdater(tmp_path, world.files, world.first_root, past)
+    updater.refresh()
+    assert updater._trusted_set.reference_time == past
+
+
+def test_two_hundred_roots_are_walked(world, device):
+    """A device that slept through many root rotations ends at the newest of them."""
+    slot = world.publish("1.0.0")
+    for version in range(2, 202):
+        world.root.version = version
+        world.files[f"{version}.root.json"] = world.sign(world.root, "root")
+    assert Metadata[Root].from_bytes(world.files["201.root.json"]).signed.version == 201
+    device.accept(world.assign(device.identity, slot))
+    assert device.floors().root == 201
+
+
+def test_desired_documents_of_the_largest_size_are_read(world, device):
+    """A real document is far below the cap of 256 kB."""
+    payload = world.assign(device.identity, world.publish("1.0.0"))
+    assert len(payload) < 32 * 1024
+    assert strict_json.decode(payload, Desired, max_bytes=256 * 1024, what="x").counter == 1
+    assert Floors().counter == 0
