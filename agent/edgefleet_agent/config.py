@@ -49,7 +49,10 @@ class Store(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All of it. `state_dir` must survive a reboot, `run_dir` need not."""
+    """All of it. `state_dir` must survive a reboot, `run_dir` need not.
+
+    Both are absolute once loaded; in the file they are relative to the file.
+    """
 
     state_dir: str = "/var/lib/edgefleet"
     run_dir: str = "/run/edgefleet"
@@ -99,10 +102,15 @@ def load(path: Path | None, environ: Mapping[str, str] = os.environ) -> Config:
         if value := environ.get(f"EDGEFLEET_AGENT_{key.upper()}"):
             fields[key] = value
     try:
-        return msgspec.convert(fields, Config)
+        config = msgspec.convert(fields, Config)
     except msgspec.ValidationError as error:
         raise InvalidInputError(
             f"The configuration {path} does not hold: {error}.",
             code="configuration",
             hint="docs/reference.md lists every key with its type and default.",
         ) from error
+    # The gateway and its workers run in another folder; a relative path would lead them astray.
+    folder = path.resolve().parent if path else Path.cwd()
+    return msgspec.structs.replace(
+        config, state_dir=str(folder / config.state_dir), run_dir=str(folder / config.run_dir)
+    )
