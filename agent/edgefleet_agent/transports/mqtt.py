@@ -26,6 +26,8 @@ from edgefleet_shared.messages import Get, Presence
 
 SESSION_S = 7 * 24 * 3600
 CONNECT_S = 20.0
+WELCOME_5_S = 2.0
+"""Some brokers meet MQTT 5 with silence; 3.1.1 is then tried, and given all the time it needs."""
 BACKOFF_MIN_S = 1.0
 GOODBYE_S = 2.0
 WRONG_PROTOCOL = {1, 132}  # CONNACK: MQTT 3.1.1's and MQTT 5's word for it
@@ -222,11 +224,12 @@ class _Link:
             return False
         self.spoke = True
         self._client.loop_start()
-        if not self._wait(self._welcome) or self.refusal:
+        patience = WELCOME_5_S if self._protocol == paho.MQTTv5 else CONNECT_S
+        if not self._wait(self._welcome, patience) or self.refusal:
             self.reason = self.reason or "the broker does not answer"
             return False
         self._client.subscribe(filter_, qos=1)
-        if not self._wait(self._subscribed):
+        if not self._wait(self._subscribed, CONNECT_S):
             self.reason = self.reason or "the broker does not grant the subscription"
             return False
         return True
@@ -257,9 +260,9 @@ class _Link:
         for done in owed:
             done(False)
 
-    def _wait(self, event: threading.Event) -> bool:
+    def _wait(self, event: threading.Event, seconds: float) -> bool:
         """Wait for an event, or for the connection to break."""
-        return event.wait(CONNECT_S) and not self.broken.is_set()
+        return event.wait(seconds) and not self.broken.is_set()
 
     def _on_connect(self, _c: Any, _u: Any, _flags: Any, rc: Any, _p: Any = None) -> None:
         self.refusal = _code(rc)

@@ -1,0 +1,246 @@
+"""What every transport of the agent must do; run over its fake and over real brokers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import paho.mqtt.client as paho
+import pytest
+
+from edgefleet_agent.transports.mqtt import MqttTransport
+from edgefleet_cloud.broker.embedded import EmbeddedBroker
+from edgefleet_cloud.broker.probe import free_port
+from edgefleet_shared import strict_json, topics
+from edgefleet_shared.errors import InvalidInputError
+from edgefleet_shared.messages import Get, Presence
+from tests.agent.world import until
+from tests.fakes.memory_transport import MemoryTransport
+
+DEVICE = "cam-1"
+
+
+class Events:
+    """The agent's side: remembers what it is told."""
+
+    def __init__(self) -> None:
+        self.connected = 0
+        self.disconnected: list[str] = []
+        self.desired: list[bytes] = []
+
+    def on_connected(self) -> None:
+        self.connected += 1
+
+    def on_disconnected(self, reason: str) -> None:
+        self.disconnected.append(reason)
+
+    def on_desired(self, payload: bytes) -> None:
+        self.desired.append(payload)
+
+
+class Done:
+    """Remembers what a `done` was told."""
+
+    def __init__(self) -> None:
+        self.told: list[bool] = []
+
+    def __call__(self, held: bool) -> None:
+        self.told.append(held)
+
+
+def sealed(text: str) -> bytes:
+    """Return an envelope that nobody verifies here."""
+    return b'{"payload":"' + text.encode() + b'"}'
+
+
+class FakeWorld:
+    """The fake and its inside."""
+
+    def __init__(self) -> None:
+        self.transport = MemoryTransport()
+
+    def retain(self, payload: bytes) -> None:
+        self.transport.send(payload)
+
+    def newest(self, topic: str) -> bytes | None:
+        kind = topics.parse(topic)
+        assert kind is not None
+        if kind.kind == "get":
+            have = self.transport.asked
+            return strict_json.encode(Get(1, have[-1])) if have else None
+        if kind.kind == "presence":
+            return strict_json.encode(Presence(1, bool(self.transport.presence), "boot-1", "9"))
+        wanted = self.transport.sealed
+        return wanted[-1] if wanted else None
+
+    def down(self) -> None:
+        self.transport.disconnect()
+
+    def up(self) -> None:
+        self.transport.connect()
+
+    def close(self) -> None:
+        pass
+
+
+class BrokerWorld:
+    """A real broker and paho as the fleet manager."""
+
+    def __init__(self, kind: str, folder) -> None:
+        self._kind, self._folder, self._port = kind, folder, free_port()
+        self._broker = self._start()
+        self.transport = MqttTransport(
+            f"mqtt://127.0.0.1:{self._port}", DEVICE, "boot-1", "9", backoff_max_s=1.0
+        )
+        self._seen: dict[str, bytes] = {}
+        self._watch()
+
+    def _start(self) -> EmbeddedBroker:
+        broker = EmbeddedBroker(self._kind, self._folder, self._port)
+        broker.start()
+        return broker
+
+    def _watch(self) -> None:
+        subscribed = threading.Event()
+        self._client = paho.Client(paho.CallbackAPIVersion.VERSION2, client_id="fleet-manager")
+        self._client.on_message = lambda _c, _u, m: self._seen.__setitem__(m.topic, m.payload)
+        self._client.on_subscribe = lambda *_: subscribed.set()
+        self._client.connect("127.0.0.1", self._port)
+        self._client.loop_start()
+        self._client.subscribe(topics.all_up(), qos=1)
+        assert subscribed.wait(10)
+
+    def retain(self, payload: bytes) -> None:
+        self._client.publish(topics.desired(DEVICE), payload, 1, retain=True).wait_for_publish(10)
+
+    def newest(self, topic: str) -> bytes | None:
+        return self._seen.get(topic)
+
+    def _leave(self) -> None:
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    def down(self) -> None:
+        self._leave()
+        self._broker.stop()
+
+    def up(self) -> None:
+        self._seen.clear()
+        self._broker = self._start()
+        self._watch()
+
+    def close(self) -> None:
+        self._leave()
+        self._broker.stop()
+
+
+@pytest.fixture(
+    params=["memory", "amqtt", pytest.param("mosquitto", marks=pytest.mark.mosquitto)]
+)
+def world(request, tmp_path) -> Iterator[FakeWorld | BrokerWorld]:
+    """Each transport with what it connects to."""
+    made = FakeWorld() if request.param == "memory" else BrokerWorld(request.param, tmp_path)
+    yield made
+    made.transport.stop()
+    made.close()
+
+
+@pytest.fixture
+def events(world) -> Events:
+    """A connected agent."""
+    events = Events()
+    world.transport.start(events)
+    until(lambda: events.connected == 1, "connected")
+    return events
+
+
+def presence(world) -> Presence:
+    """Return what the device last said of its presence."""
+    payload = until(lambda: world.newest(topics.presence(DEVICE)), "presence")
+    return strict_json.decode(payload, Presence, max_bytes=1000, what="presence")
+
+
+def test_what_is_published_arrives_and_is_said_to_be_held(world, events):
+    """Reported and batches reach the other side as they are, and `done(True)` follows."""
+    for topic, publish in (
+        (topics.reported(DEVICE), world.transport.publish_reported),
+        (
+            topics.stream(DEVICE, "events"),
+            lambda data, done: world.transport.publish_batch("events", data, done),
+        ),
+    ):
+        done, payload = Done(), sealed("e30=")
+        publish(payload, done)
+        until(lambda done=done: done.told == [True], "done")
+        until(lambda topic=topic, payload=payload: world.newest(topic) == payload, topic)
+
+
+def test_the_desired_document_comes_at_once_and_when_asked_for(world, events):
+    """What is retained while we are connected comes; asking names the newest counter we have."""
+    world.retain(b"one")
+    until(lambda: events.desired[-1:] == [b"one"], "desired")
+    world.transport.request_desired(41)
+    payload = until(lambda: world.newest(topics.get(DEVICE)), "get")
+    assert strict_json.decode(payload, Get, max_bytes=1000, what="get").have == 41
+
+
+def test_a_broken_connection_is_told_and_comes_back(world, events):
+    """What was not handed over is told as not held, and after a while all is well again."""
+    world.down()
+    until(lambda: events.disconnected, "disconnected")
+    done = Done()
+    world.transport.publish_batch("events", sealed("e30="), done)
+    until(lambda: done.told == [False], "not held")
+    world.up()
+    until(lambda: events.connected >= 2, "connected again")
+    again = Done()
+    world.transport.publish_batch("events", sealed("e30="), again)
+    until(lambda: again.told == [True], "held")
+
+
+def test_presence_is_said_on_connect_and_taken_back_on_stop(world, events):
+    """Online with this boot; and offline, said by ourselves, when we leave."""
+    online = presence(world)
+    assert (online.online, online.boot, online.agent) == (True, "boot-1", "9")
+    world.transport.stop()
+    until(lambda: not presence(world).online, "offline")
+
+
+def test_many_messages_at_once_are_each_told_of_once(world, events):
+    """Two hundred messages from four threads: each `done` is called exactly once, with True."""
+    dones = [Done() for _ in range(200)]
+
+    def publish(part: list[Done]) -> None:
+        for done in part:
+            world.transport.publish_batch("telemetry", sealed("e30="), done)
+
+    threads = [threading.Thread(target=publish, args=(dones[i::4],)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    until(lambda: all(done.told for done in dones), "every done")
+    assert {tuple(done.told) for done in dones} == {(True,)}
+
+
+@pytest.mark.parametrize("url", ["http://x", "mqtt://", "mqtt://h:99999", "mqtt://h:x"])
+def test_an_address_that_is_none_is_refused(url):
+    """Only mqtt:// and mqtts:// with a host and a port that exists."""
+    with pytest.raises(InvalidInputError):
+        MqttTransport(url, DEVICE, "b", "9")
+
+
+def test_a_broker_that_was_never_there_is_tried_again(tmp_path):
+    """The agent starts before the broker does; it connects when there is one."""
+    port = free_port()
+    transport = MqttTransport(f"mqtt://127.0.0.1:{port}", DEVICE, "b", "9", backoff_max_s=0.5)
+    events = Events()
+    transport.start(events)
+    until(lambda: events.disconnected, "no broker")
+    broker = EmbeddedBroker("auto", tmp_path, port)
+    broker.start()
+    try:
+        until(lambda: events.connected, "connected")
+    finally:
+        transport.stop()
+        broker.stop()
