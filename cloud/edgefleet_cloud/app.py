@@ -9,14 +9,18 @@ import edgefleet_cloud
 from edgefleet_cloud import http_errors
 from edgefleet_cloud.auth.endpoints import require_token
 from edgefleet_cloud.blobs import endpoints as uploads
+from edgefleet_cloud.config import Limits
 from edgefleet_cloud.database import Database
 from edgefleet_cloud.devices import endpoints as devices
 from edgefleet_cloud.enrollments import endpoints as enrollments
 from edgefleet_cloud.events import endpoints as events
 from edgefleet_cloud.groups import endpoints as groups
 from edgefleet_cloud.http_errors import Problem
-from edgefleet_cloud.middleware import Outermost
+from edgefleet_cloud.idempotency.middleware import Idempotency, show_again
+from edgefleet_cloud.idempotency.service import Repeated
+from edgefleet_cloud.middleware import BodyLimit, Outermost
 from edgefleet_cloud.models import endpoints as models
+from edgefleet_cloud.ports import system_clock
 from edgefleet_cloud.reports import endpoints as reports
 from edgefleet_cloud.rollouts import endpoints as rollouts
 from edgefleet_cloud.trust import endpoints as trust
@@ -61,8 +65,7 @@ def readyz(db: Db) -> Health:
 
 
 def create_app(parts: Parts) -> FastAPI:
-    """Return the API over these services; `Database` must be among them."""
-    parts.get(Database)
+    """Return the API over these services; `Database` and `Limits` must be among them."""
     app = FastAPI(
         title="edgefleet fleet manager",
         version=edgefleet_cloud.__version__,
@@ -77,5 +80,8 @@ def create_app(parts: Parts) -> FastAPI:
         app.include_router(router, dependencies=[Depends(require_token)])
     for router in (*OPEN, health):
         app.include_router(router)
+    app.add_exception_handler(Repeated, show_again)
+    app.add_middleware(Idempotency, database=parts.get(Database), clock=system_clock)
+    app.add_middleware(BodyLimit, max_bytes=parts.get(Limits).body_max_bytes)
     app.add_middleware(Outermost)
     return app

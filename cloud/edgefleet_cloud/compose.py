@@ -18,7 +18,7 @@ from edgefleet_cloud.auth.service import TokenService
 from edgefleet_cloud.blobs.disk import DiskBlobs
 from edgefleet_cloud.blobs.service import Uploads
 from edgefleet_cloud.broker.service import BrokerService
-from edgefleet_cloud.config import Config
+from edgefleet_cloud.config import Config, Limits
 from edgefleet_cloud.database import Database
 from edgefleet_cloud.devices.keys import DeviceKeys
 from edgefleet_cloud.devices.service import Devices
@@ -27,6 +27,7 @@ from edgefleet_cloud.enrollments.service import Addresses, Enrollments
 from edgefleet_cloud.events.feed import EventFeed
 from edgefleet_cloud.events.service import EventLog
 from edgefleet_cloud.groups.service import Groups
+from edgefleet_cloud.idempotency import service as idempotency
 from edgefleet_cloud.models.service import ModelService
 from edgefleet_cloud.periodic import Periodic
 from edgefleet_cloud.ports import BackgroundService, system_clock
@@ -103,13 +104,14 @@ def compose(config: Config) -> Program:
     ingest = Ingest(database, events, [steering.heard])
     background: list[BackgroundService] = [
         Periodic("renewal of the timestamp", RENEW_S, trust.renew),
-        Periodic("removal of old uploads", PURGE_S, partial(_purge, database, uploads)),
+        Periodic("removal of what is old", PURGE_S, partial(_purge, database, uploads)),
         broker,
         Uplink(steering.transport, ingest, steering.announcer, database),
         steering.controller,
     ]
     parts = Parts(
         database,
+        config.limits,
         tokens,
         access,
         trust,
@@ -184,11 +186,12 @@ def _transport(config: Config, broker: BrokerService) -> MqttTransport:
 def _purge(database: Database, uploads: Uploads) -> None:
     with database.write() as session:
         uploads.purge(session)
+        idempotency.purge(session, system_clock)
 
 
 def api_description() -> dict[str, Any]:
     """Return the OpenAPI document; nothing is opened for it."""
-    app = create_app(Parts(Database("sqlite://")))
+    app = create_app(Parts(Database("sqlite://"), Limits()))
     return app.openapi()
 
 

@@ -29,6 +29,8 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "page_token": 400,
     "order_by": 400,
     "invalid_filter": 400,
+    "idempotency_key": 400,
+    "metadata_version": 409,
     "precondition_required": 428,
     "transition": 409,
 }

@@ -11,6 +11,7 @@ from edgefleet_cloud import http_errors
 from edgefleet_shared.identifiers import new_id
 
 _log = logging.getLogger(__name__)
+_UPLOAD = "/v1/uploads/"
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -18,6 +19,45 @@ _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+
+
+class BodyLimit:
+    """Refuses bodies that are longer than any request needs; uploads have a limit of their own."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http" or (scope["method"] == "PATCH" and _UPLOAD in scope["path"]):
+            await self._app(scope, receive, send)
+            return
+        received = 0
+
+        async def count() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._max_bytes:
+                raise _TooLong
+            return message
+
+        try:
+            await self._app(scope, count, send)
+        except _TooLong:
+            response = http_errors.problem(
+                scope["state"]["request_id"],
+                413,
+                "too_large",
+                f"The request's body is longer than {self._max_bytes} bytes.",
+                hint="Large content goes through POST /v1/uploads.",
+            )
+            await response(scope, receive, send)
+
+
+class _TooLong(BaseException):
+    """Not an Exception: the framework would take it for a malformed body."""
 
 
 class Outermost:

@@ -10,6 +10,7 @@ from edgefleet_cloud.devices import tables as devices
 from edgefleet_cloud.enrollments import tables as enrollments
 from edgefleet_cloud.events import tables as events
 from edgefleet_cloud.groups import tables as groups
+from edgefleet_cloud.idempotency import tables as idempotency
 from edgefleet_cloud.models import tables as models
 from edgefleet_cloud.reports import tables as reports
 from edgefleet_cloud.rollouts import tables as rollouts
@@ -17,6 +18,6 @@ from edgefleet_cloud.rollouts import tables as rollouts
 METADATA = SQLModel.metadata
 
 __all__ = [
-    "METADATA", "auth", "blobs", "devices", "enrollments", "events", "groups", "models",
-    "reports", "rollouts",
+    "METADATA", "auth", "blobs", "devices", "enrollments", "events", "groups", "idempotency",
+    "models", "reports", "rollouts",
 ]  # fmt: skip

@@ -18,7 +18,9 @@ def _subclasses(kind):
 def test_every_error_class_has_a_status():
     """No error class can reach the border without a status of its own or of a base."""
     for kind in _subclasses(EdgeFleetError):
-        assert 400 <= http_errors.status_of(kind("x")) <= 503, kind
+        error = kind.__new__(kind)
+        error.code = "some_code"
+        assert 400 <= http_errors.status_of(error) <= 503, kind
 
 
 def test_a_code_decides_before_the_class():
