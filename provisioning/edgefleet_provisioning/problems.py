@@ -59,12 +59,6 @@ def to_error(status: int, body: bytes, what: str) -> EdgeFleetError:
     return KINDS.get(status, RefusedError)(message, code=code, hint=hint)
 
 
-def offset_of(body: bytes) -> int | None:
-    """Return the offset that a refused part of an upload should have had."""
-    offset = _problem(body).get("offset")
-    return offset if isinstance(offset, int) else None
-
-
 def _problem(body: bytes) -> dict[str, Any]:
     try:
         found = json.loads(body)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,14 +9,18 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import httpx
+
 from edgefleet_provisioning import problems
 from edgefleet_provisioning.api import Api, segment
-from edgefleet_provisioning.errors import NotFoundError, RefusedError, UnreachableError
+from edgefleet_provisioning.errors import RefusedError, UnreachableError
 from edgefleet_shared.errors import InvalidInputError
 
 PART_BYTES = 4 * 2**20
 ATTEMPTS = 6  # without any progress, before giving up
 FIRST_PAUSE_S = 0.2
+OUT_OF_STEP = frozenset({"wrong_offset", "upload_complete", "upload_busy"})
+"""A part of ours whose connection broke has arrived after all, or is still arriving: ask again."""
 
 Progress = Callable[[int], None]
 """Called with the number of bytes that the server has."""
@@ -33,8 +36,8 @@ def upload(
 ) -> None:
     """Bring one blob to the server.
 
-    An upload that was interrupted, here or in an earlier run, goes on where the server stands: it
-    is found again by its idempotency key, which is made of the digest.
+    An upload that was interrupted, here or in an earlier run, goes on where the server stands: the
+    server finds it again by digest and size.
 
     Args:
         api: The server.
@@ -49,48 +52,33 @@ def upload(
         RefusedError: The server refuses the blob.
         InvalidInputError: The file has changed since it was hashed.
     """
+    failures, best = 0, 0
     state: dict[str, Any] = {}
-    failures = 0
     with _open(source) as file:
         while True:
             try:
-                state = _current(api, digest, size, state)
+                state = state or _begin(api, digest, size)
                 progress(int(state["offset"]))
                 if state["state"] == "complete":
                     return
-                state, before = _send_part(api, state, file), int(state["offset"])
-                if int(state["offset"]) > before:
-                    failures = 0
+                if int(state["offset"]) > best:
+                    failures, best = 0, int(state["offset"])
+                state = _send_part(api, state, file)
             except UnreachableError:
                 failures += 1
                 if failures >= ATTEMPTS:
                     raise
                 pause(FIRST_PAUSE_S * 2 ** (failures - 1))
-                state = {**state, "stale": True}
+                state = {}
 
 
-def _current(api: Api, digest: str, size: int, state: dict[str, Any]) -> dict[str, Any]:
-    """Return the upload as the server sees it; what a lost answer left open is asked again."""
-    if state and not state.get("stale"):
-        return state
-    if state.get("id"):
-        try:
-            return _checked(api.get(f"/v1/uploads/{segment(state['id'])}"))
-        except NotFoundError:
-            pass  # it expired, or the server threw it away: begin again
-    body = {"digest": digest, "size": size}
-    key = hashlib.sha256(f"{digest} {size}".encode()).hexdigest()
-    made = _checked(api.post("/v1/uploads", body, {"Idempotency-Key": key}))
-    if made["state"] == "complete":
-        return made
-    try:
-        # The answer may be a repetition of an earlier one, and its offset old.
-        return _checked(api.get(f"/v1/uploads/{segment(made['id'])}"))
-    except NotFoundError:
-        return _checked(api.post("/v1/uploads", body))
+def _begin(api: Api, digest: str, size: int) -> dict[str, Any]:
+    """Return a new upload, or the open one of the same digest with what it has."""
+    return _checked(api.post("/v1/uploads", {"digest": digest, "size": size}))
 
 
 def _send_part(api: Api, state: dict[str, Any], file: BinaryIO) -> dict[str, Any]:
+    """Send the next part; return the new state."""
     offset = int(state["offset"])
     file.seek(offset)
     part = file.read(PART_BYTES)
@@ -103,11 +91,15 @@ def _send_part(api: Api, state: dict[str, Any], file: BinaryIO) -> dict[str, Any
     headers = {"Upload-Offset": str(offset), "Content-Type": "application/octet-stream"}
     path = f"/v1/uploads/{segment(state['id'])}"
     response = api.send("PATCH", path, content=part, headers=headers)
-    if response.is_success:
-        return _checked(response.json())
-    if response.status_code == 409 and problems.offset_of(response.content) is not None:
-        return {**state, "stale": True}
-    raise problems.to_error(response.status_code, response.content, f"PATCH {path}")
+    if not response.is_success:
+        error = problems.to_error(response.status_code, response.content, f"PATCH {path}")
+        if error.code in OUT_OF_STEP:
+            raise UnreachableError(error.message, code=error.code, hint=error.hint)
+        raise error
+    after = _checked(_json(response))
+    if int(after["offset"]) <= offset:
+        raise _nonsense()
+    return after
 
 
 def _checked(state: Any) -> dict[str, Any]:
@@ -120,9 +112,20 @@ def _checked(state: Any) -> dict[str, Any]:
             "offset": int(state["size"] if complete else state["offset"]),
         }
     except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise RefusedError(
-            "The server's answer about an upload makes no sense.", code="not_a_fleet_manager"
-        ) from error
+        raise _nonsense() from error
+
+
+def _json(response: httpx.Response) -> Any:
+    try:
+        return response.json()
+    except ValueError as error:
+        raise _nonsense() from error
+
+
+def _nonsense() -> RefusedError:
+    return RefusedError(
+        "The server's answer about an upload makes no sense.", code="not_a_fleet_manager"
+    )
 
 
 @contextmanager

@@ -34,7 +34,6 @@ class FleetApi:
         self.token = (online / "admin.token").read_text().strip()
         self.blobs: dict[str, bytes] = {}
         self.uploads: dict[str, dict] = {}
-        self.keys: dict[str, dict] = {}
         self.versions: dict[tuple[str, str], dict] = {}
         self.answers: dict[tuple[str, str], tuple[int, object]] = {}
         self.asked: list[tuple[str, str, object]] = []
@@ -117,7 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
         with self.fleet.lock:
             upload = self.fleet.uploads[upload_id]
             if offset != upload["offset"]:
-                raise _RefusedError(409, "offset", "Wrong offset.", offset=upload["offset"])
+                raise _RefusedError(409, "wrong_offset", "Wrong offset.", offset=upload["offset"])
             upload["data"] += data
             upload["offset"] += len(data)
         if cut is not None:
@@ -136,14 +135,13 @@ class _Handler(BaseHTTPRequestHandler):
         return canned
 
     def _start_upload(self, body):
-        key = self.headers.get("Idempotency-Key", new_id())
         if body["digest"] in self.fleet.blobs:
             return 200, {**body, "id": "", "offset": body["size"], "state": "complete"}
-        if key in self.fleet.keys:
-            return 201, self.fleet.keys[key]  # the first answer again, its offset old
+        for upload_id, upload in self.fleet.uploads.items():
+            if (upload["digest"], upload["size"]) == (body["digest"], body["size"]):
+                return self._upload(upload_id, None)
         made = {"id": new_id(), **body, "offset": 0, "state": "open"}
         self.fleet.uploads[made["id"]] = {**made, "data": b""}
-        self.fleet.keys[key] = made
         return 201, made
 
     def _upload(self, upload_id: str, body):

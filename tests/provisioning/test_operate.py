@@ -58,7 +58,7 @@ def test_enroll_registers_and_writes_a_private_ticket(operator, api, tmp_path):
 
 def test_enroll_again_makes_another_ticket(operator, api):
     """A device that is registered already only gets a new ticket."""
-    api.answers["POST", "/v1/devices"] = (409, {"code": "already_exists", "detail": "It exists."})
+    api.answers["POST", "/v1/devices"] = (409, {"code": "device_exists", "detail": "It exists."})
     api.answers["POST", "/v1/devices/cam-1/tickets"] = (201, {"ticket": "abc", "not_after": "x"})
     result = operator.run("device", "enroll", "cam-1")
     assert result.stdout == "abc\n"

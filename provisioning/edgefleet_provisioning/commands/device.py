@@ -60,7 +60,7 @@ def enroll(
     try:
         session.api.post("/v1/devices", body)
     except RefusedError as error:
-        if error.code not in {"already_exists", "conflict", "http_409"}:
+        if error.code not in {"device_exists", "already_exists"}:
             raise
         session.output.note(f"{device} is registered already; its labels stay as they are.")
     _ticket(session, device, valid_hours, output)

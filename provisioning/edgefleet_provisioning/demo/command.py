@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from edgefleet_provisioning.commands.session import JsonOption
 from edgefleet_provisioning.demo.narrator import Narrator
 from edgefleet_provisioning.demo.processes import is_running
 from edgefleet_shared.errors import EdgeFleetError, InvalidInputError
@@ -35,9 +36,7 @@ def demo(
     stop: Annotated[
         bool, typer.Option("--stop", help="End a fleet that --keep left running.")
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object as the last line of output.")
-    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Watch three model versions travel from training to inference and back, on real parts."""
     if stop:
@@ -61,7 +60,9 @@ def demo(
         story.stop_listening()
         if not (keep and done):
             fleet.processes.end_all()
-        if not keep:
+        if not done:
+            narrator.note(f"Ended all processes. Their logs are in {folder / 'logs'}.")
+        elif not keep:
             shutil.rmtree(folder, ignore_errors=True)
     _show(narrator, result)
     if keep:

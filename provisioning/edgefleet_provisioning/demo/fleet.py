@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 
 from edgefleet_provisioning.demo.narrator import Narrator
-from edgefleet_provisioning.demo.processes import Processes, run_json
+from edgefleet_provisioning.demo.processes import Processes, run, run_json
 from edgefleet_shared.steps import Step
 
 EDGEFLEET = ["-m", "edgefleet_provisioning"]
@@ -64,7 +64,7 @@ class Fleet:
     def edgefleet(self, *arguments: str, shown: Sequence[str] | None = None) -> Any:
         """Run one `edgefleet` command with --json, show it, return its result."""
         self._narrator.command(["edgefleet", *(shown or arguments)])
-        return run_json([*EDGEFLEET, *arguments, "--json"])
+        return run_json([*EDGEFLEET, *arguments])
 
     def init(self) -> None:
         """Make keys and trust metadata; no passphrase, because the fleet is thrown away."""
@@ -139,9 +139,7 @@ class Fleet:
             "--output", str(ticket),
             shown=["device", "enroll", name, "--label", f"site={SITES[index % len(SITES)]}"],
         )  # fmt: skip
-        run_json(
-            [*AGENT, "enroll", "--config", str(config), "--ticket-file", str(ticket), "--json"]
-        )
+        run([*AGENT, "enroll", "--config", str(config), "--ticket-file", str(ticket)])
         self.processes.start(name, [*AGENT, "run", "--config", str(config)])
 
     def _online(self, name: str) -> bool:

@@ -97,8 +97,8 @@ def is_running(pid: int) -> bool:
     return "State:\tZ" not in status and b"edgefleet" in command
 
 
-def run_json(argv: Sequence[str], seconds: float = 60.0) -> Any:
-    """Run a command of ours with `--json` and return its last line, decoded.
+def run(argv: Sequence[str], seconds: float = 60.0) -> str:
+    """Run a command of ours to its end and return what it printed.
 
     Raises:
         UnavailableError: It failed; the message is what it printed.
@@ -117,5 +117,13 @@ def run_json(argv: Sequence[str], seconds: float = 60.0) -> Any:
             f"{(finished.stderr or finished.stdout).strip()[-2000:]}",
             code="demo_command",
         )
-    lines = finished.stdout.strip().splitlines()
-    return json.loads(lines[-1]) if lines else None
+    return finished.stdout
+
+
+def run_json(argv: Sequence[str]) -> Any:
+    """Run a command of ours with `--json` and return its last line, decoded.
+
+    Raises:
+        UnavailableError: It failed; the message is what it printed.
+    """
+    return json.loads(run([*argv, "--json"]).strip().splitlines()[-1])
