@@ -77,9 +77,7 @@ class Ingest:
         except (InvalidInputError, TrustError) as error:
             self._refuse(device_id, "/".join(filter(None, (kind, rest))), error)
 
-    def _open(
-        self, device_id: str, kind: str, rest: str, payload: bytes
-    ) -> tuple[str, Message]:
+    def _open(self, device_id: str, kind: str, rest: str, payload: bytes) -> tuple[str, Message]:
         """Return the digest of the key that was asked, and the message that it vouches for."""
         with self._database.read() as session:
             row = devices.find(session, device_id)

@@ -71,9 +71,7 @@ class Reports:
         clock: Tells the time.
     """
 
-    def __init__(
-        self, devices: Devices, releases: Releases, clock: Clock = system_clock
-    ) -> None:
+    def __init__(self, devices: Devices, releases: Releases, clock: Clock = system_clock) -> None:
         self._devices = devices
         self._releases = releases
         self._clock = clock
