@@ -19,7 +19,7 @@ class Listener(threading.Thread):
     def __init__(self, api: httpx.Client, narrator: Narrator) -> None:
         super().__init__(daemon=True)
         self._url = str(api.base_url) + "/v1/events"
-        self._headers = {**api.headers, "Accept": "text/event-stream"}
+        self._headers = {**api.headers, "accept": "text/event-stream"}
         self._narrator = narrator
         self._done = threading.Event()
         self._told: set[tuple[str, str, str]] = set()
@@ -33,7 +33,7 @@ class Listener(threading.Thread):
                 httpx.stream(
                     "GET",
                     self._url,
-                    headers={**self._headers, "Last-Event-ID": last},
+                    headers={**self._headers, "last-event-id": last},
                     timeout=httpx.Timeout(10.0, read=60.0),
                 ) as response,
             ):

@@ -50,7 +50,7 @@ class Client(threading.Thread):
         data = np.load(held_out)
         self._requests = [_request(row) for row in data["pixels"]]
         self._labels = [int(label) for label in data["labels"]]
-        self._index, self._path, self._model, self._stop = index, path, model, stop
+        self._index, self._path, self._model, self._ended = index, path, model, stop
         self.rows: list[tuple[int, int, int, int, int, int, int]] = []
         self.versions: list[str] = []
         self.errors: list[str] = []
@@ -59,7 +59,7 @@ class Client(threading.Thread):
         """Ask until told to stop."""
         connection = UnixConnection(self._path, timeout=10.0)
         turn = 0
-        while not self._stop.is_set():
+        while not self._ended.is_set():
             turn += 1
             which = turn % len(self._requests)
             begun = time.monotonic_ns()
@@ -73,7 +73,7 @@ class Client(threading.Thread):
                 self._index, begun, time.monotonic_ns(), version, self._labels[which], answered,
                 finite,
             ))  # fmt: skip
-            self._stop.wait(PAUSE_S)
+            self._ended.wait(PAUSE_S)
         connection.close()
 
     def _ask(
