@@ -69,6 +69,8 @@ def _run(config: Config) -> int:
         daemon = compose.build(config)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: daemon.end())
+        # A restart or an update of agentd alone: models go on answering meanwhile.
+        signal.signal(signal.SIGHUP, lambda *_: daemon.end(end_gateway=False))
         daemon.run()
     return 0
 

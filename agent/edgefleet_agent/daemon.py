@@ -63,6 +63,7 @@ class Daemon:
         self._queue: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._dirty = threading.Event()
         self._over = False
+        self._end_gateway = True
         self._connected = False
         self._last_refused = ""
         self._slots: dict[str, Slot] = {}
@@ -115,8 +116,14 @@ class Daemon:
         """The gateway tells something."""
         self._queue.put(lambda: self._gateway_event(event))
 
-    def end(self) -> None:
-        """Let `run` come to its end; safe in a signal handler."""
+    def end(self, *, end_gateway: bool = True) -> None:
+        """Let `run` come to its end; safe in a signal handler.
+
+        Args:
+            end_gateway: End the gateway and its workers too; else they serve on, for the next
+                agentd to find.
+        """
+        self._end_gateway = end_gateway
         self._queue.put(self._end)
 
     def run(self) -> None:
@@ -294,7 +301,7 @@ class Daemon:
         parts.notifier.stopping()
         for slot in self._slots.values():
             slot.end()
-        self._link.stop(end_gateway=True)
+        self._link.stop(end_gateway=self._end_gateway)
         parts.transport.stop()
         parts.status.remove()
         parts.tools.outbox.close()

@@ -79,15 +79,24 @@ class GatewayLink:
     def stop(self, *, end_gateway: bool) -> None:
         """Leave; with `end_gateway`, the gateway and its workers drain and end first."""
         self._stop.set()
-        client = self._client
-        if client is not None and not client.closed.is_set():
-            if end_gateway:
-                with contextlib.suppress(GatewayLostError):  # gone is what was wanted
-                    client.shutdown()
-            client.close()
+        if end_gateway:
+            self._end()
+        if self._client is not None:
+            self._client.close()
         self._thread.join(10.0)
         if end_gateway and self._child is not None:
             self._reap(self._child)
+
+    def _end(self) -> None:
+        client = self._client
+        with contextlib.suppress(GatewayLostError):  # gone is what was wanted
+            if client is not None and not client.closed.is_set():
+                client.shutdown()
+                return
+            # A gateway of the agentd before us, which we have not reached yet.
+            stray = GatewayClient(self._run / "control.sock", self._events.on_gateway_event)
+            stray.shutdown()
+            stray.close()
 
     def _loop(self) -> None:
         delay = BACKOFF_MIN_S

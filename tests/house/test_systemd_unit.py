@@ -58,8 +58,9 @@ def test_the_unit_is_hardened(tmp_path):
 
 
 def test_the_gateway_outlives_a_restart():
-    """Only the main process is ended, and the folder of its sockets stays."""
+    """Only the main process is told, by SIGHUP, and the folder of its sockets stays."""
     assert service()["KillMode"] == "process"
+    assert service()["RestartKillSignal"] == "SIGHUP"
     assert service()["RuntimeDirectoryPreserve"] == "yes"
     assert service()["OOMPolicy"] == "continue"
     assert service()["Restart"] == "always"
