@@ -14,15 +14,21 @@ from edgefleet_shared.steps import Step
 
 
 class Listener(threading.Thread):
-    """Follows `GET /v1/events` as server-sent events until `stop`."""
+    """Follows `GET /v1/events` as server-sent events until `stop`.
 
-    def __init__(self, api: httpx.Client, narrator: Narrator) -> None:
+    Args:
+        api: Where, and with which token.
+        canary: The device that is told of in full; of the others, only what they activate.
+        narrator: Hears it.
+    """
+
+    def __init__(self, api: httpx.Client, canary: str, narrator: Narrator) -> None:
         super().__init__(daemon=True)
+        self._canary = canary
         self._url = str(api.base_url) + "/v1/events"
         self._headers = {**api.headers, "accept": "text/event-stream"}
         self._narrator = narrator
         self._done = threading.Event()
-        self._told: set[tuple[str, str, str]] = set()
 
     def run(self) -> None:
         """Follow the stream; the end of the server is the end of the story."""
@@ -51,10 +57,17 @@ class Listener(threading.Thread):
         self._done.set()
 
     def _tell(self, event: dict[str, Any]) -> None:
-        """Tell an event once for each text and subject; retries and repeats are not news."""
-        key = (event["type"], event.get("subject", ""), event["message"])
-        if not event.get("step") or key in self._told:
-            return
-        self._told.add(key)
         subject = str(event.get("subject", "")).rsplit("/", 1)[-1]
-        self._narrator.say(f"{subject:<8} {event['message']}", Step(event["step"]))
+        if not event.get("step") or not self._is_news(event, subject):
+            return
+        where = f"{subject}  " if event["type"].startswith("device.") else ""
+        self._narrator.say(where + event["message"], Step(event["step"]))
+
+    def _is_news(self, event: dict[str, Any], subject: str) -> bool:
+        """Leave out what the fleet manager repeats of a device, and the others' small steps."""
+        kind, _, what = event["type"].partition(".")
+        if kind == "device":
+            return subject == self._canary or event["step"] == Step.ACTIVATE
+        if kind == "assignment":
+            return subject == self._canary
+        return kind in {"model", "model_version", "trust", "rollout"} and what != "created"

@@ -8,6 +8,7 @@ socket. Ends on SIGTERM and then writes what it saw.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import http.client
 import json
 import signal
@@ -15,6 +16,7 @@ import socket
 import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -49,7 +51,7 @@ class Client(threading.Thread):
         super().__init__(daemon=True)
         data = np.load(held_out)
         self._requests = [_request(row) for row in data["pixels"]]
-        self._labels = [int(label) for label in data["labels"]]
+        self.labels = [int(label) for label in data["labels"]]
         self._index, self._path, self._model, self._ended = index, path, model, stop
         self.rows: list[tuple[int, int, int, int, int, int, int]] = []
         self.versions: list[str] = []
@@ -64,21 +66,21 @@ class Client(threading.Thread):
             which = turn % len(self._requests)
             begun = time.monotonic_ns()
             try:
-                version, answered, finite = self._ask(connection, *self._requests[which])
+                version, answered, finite = self.ask(connection, which)
             except (OSError, http.client.HTTPException, ValueError) as error:
                 self.errors.append(repr(error)[:200])
                 version, answered, finite = LOST, -1, 0
                 connection.close()
             self.rows.append((
-                self._index, begun, time.monotonic_ns(), version, self._labels[which], answered,
+                self._index, begun, time.monotonic_ns(), version, self.labels[which], answered,
                 finite,
             ))  # fmt: skip
             self._ended.wait(PAUSE_S)
         connection.close()
 
-    def _ask(
-        self, connection: UnixConnection, header_length: int, body: bytes
-    ) -> tuple[int, int, int]:
+    def ask(self, connection: UnixConnection, which: int) -> tuple[int, int, int]:
+        """Ask about one digit; return version index, label answered, and 1 if all is finite."""
+        header_length, body = self._requests[which]
         connection.request(
             "POST",
             f"/v2/models/{self._model}/infer",
@@ -104,6 +106,28 @@ class Client(threading.Thread):
         if version not in self.versions:
             self.versions.append(version)
         return self.versions.index(version)
+
+
+class Answer(NamedTuple):
+    """One held-out digit and what a device says to it."""
+
+    version: str
+    asked: int
+    answered: int
+
+
+def ask_once(path: str, held_out: Path) -> Answer:
+    """Ask a device about the first held-out digit.
+
+    Raises:
+        ValueError: It did not answer 200.
+        OSError: Nobody listens on `path`.
+    """
+    client = Client(0, path, "digits", held_out, threading.Event())
+    connection = UnixConnection(path, timeout=10.0)
+    with contextlib.closing(connection):
+        version, answered, _ = client.ask(connection, 0)
+    return Answer(client.versions[version], client.labels[0], answered)
 
 
 def _request(pixels: np.ndarray) -> tuple[int, bytes]:

@@ -9,9 +9,11 @@ from edgefleet_provisioning.demo import measure
 from edgefleet_provisioning.demo.digits import VERSIONS, Digits, build
 from edgefleet_provisioning.demo.fleet import Fleet
 from edgefleet_provisioning.demo.listener import Listener
+from edgefleet_provisioning.demo.load import ask_once
 from edgefleet_provisioning.demo.narrator import Narrator
 from edgefleet_shared.errors import UnavailableError
 from edgefleet_shared.states import TOUCHED, RolloutState
+from edgefleet_shared.steps import Step
 from edgefleet_shared.trust import parse_time
 
 PROBATION_S = 3
@@ -44,12 +46,13 @@ class Story:
         say.chapter("Make a fleet")
         fleet.init()
         fleet.start_cloud()
-        self._listener = Listener(fleet.api, say)
+        self._listener = Listener(fleet.api, fleet.names[0], say)
         self._listener.start()
         fleet.start_agents()
         say.chapter("1.0.0: a logistic regression")
         self._publish(digits, "1.0.0")
         self._roll_out("1.0.0")
+        self._ask_once(digits)
         say.chapter("Applications begin to ask; 2.0.0, a perceptron, is swapped in under load")
         self._start_load(digits)
         time.sleep(STEADY_S)
@@ -108,6 +111,7 @@ class Story:
             }
         )
         self._narrator.say(f"rollout of {version} {rollout['state']} in {seconds:.1f} s")
+        self._tell_receipt()
 
     def _untouched(self, digest: str, devices: list[dict[str, Any]]) -> int:
         """Count the devices that never took the version up: by state, and by their own history."""
@@ -118,6 +122,32 @@ class Story:
             ran = any(entry["digest"] == digest for entry in history)
             count += not ran and by_state.get(name, "") not in TOUCHED
         return count
+
+    def _tell_receipt(self) -> None:
+        """Tell what the canary's newest swap did to requests, in its own words."""
+        receipts = self._receipts()
+        if receipts:
+            last = receipts[-1]
+            self._narrator.say(
+                f"{self._fleet.names[0]}  {last['kind']} {last['from_version'] or 'nothing'} -> "
+                f"{last['to_version']}: {last['in_flight']} requests in flight, "
+                f"{last['failed']} failed",
+                Step.REPORT,
+            )
+
+    def _receipts(self) -> list[dict[str, Any]]:
+        """Return the canary's swap receipts, oldest first."""
+        found = self._fleet.get("/v1/receipts", device=self._fleet.names[0], slot="digits")
+        return sorted(found["items"], key=lambda receipt: str(receipt["ts"]))
+
+    def _ask_once(self, digits: Digits) -> None:
+        """Ask the canary about one held-out digit, and tell what it says."""
+        answer = ask_once(str(self._fleet.infer_socket(self._fleet.names[0])), digits.held_out)
+        self._narrator.say(
+            f"{self._fleet.names[0]}  digits {answer.version} says {answer.answered} to a "
+            f"held-out {answer.asked}",
+            Step.INFER,
+        )
 
     def _start_load(self, digits: Digits) -> None:
         sockets = [str(self._fleet.infer_socket(name)) for name in self._fleet.names]
@@ -134,7 +164,7 @@ class Story:
         canary, bad = self._fleet.names[0], VERSIONS[2]
         deadline = time.monotonic() + RECEIPT_S
         while time.monotonic() < deadline:
-            receipts = self._fleet.get("/v1/receipts", device=canary, slot="digits")["items"]
+            receipts = self._receipts()
             there = [r for r in receipts if r["to_version"] == bad]
             back = [r for r in receipts if r["from_version"] == bad and r["kind"] == "rollback"]
             if there and back:
