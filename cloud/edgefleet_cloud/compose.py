@@ -110,21 +110,9 @@ def compose(config: Config) -> Program:
         steering.controller,
     ]
     parts = Parts(
-        database,
-        config.limits,
-        tokens,
-        access,
-        trust,
-        uploads,
-        models,
-        events,
-        devices,
-        groups,
-        enrollments,
-        reports,
-        ingest,
-        steering.rollouts,
-    )
+        database, config.limits, tokens, access, trust, uploads, models, events, devices, groups,
+        enrollments, reports, ingest, steering.rollouts,
+    )  # fmt: skip
     return Program(create_app(parts), background, database, feed.close)
 
 

@@ -31,7 +31,6 @@ class Controller(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     interval_s: float = 1.0  # between two looks at every running rollout
     lease_s: float = 30.0  # a claimed rollout is free again after this
-    offer_timeout_s: float = 60.0  # without an answer a device is offered again
     assignment_life_h: int = 168
 
 

@@ -142,7 +142,7 @@ class RolloutWorld:
         self.broker = MemoryBroker()
         self.transport = MemoryTransport(self.broker)
         self.transport.start(lambda _topic, _payload: None)
-        events = EventLog(EventFeed(), self.clock)
+        events = self.events_log = EventLog(EventFeed(), self.clock)
         self.devices = Devices(events, clock=self.clock)
         settings = Settings("demo", lambda: "http://cloud/v1/blobs", timedelta(hours=168))
         self.announcer = Announcer(
@@ -150,7 +150,7 @@ class RolloutWorld:
             self.clock,
         )  # fmt: skip
         self.woken: list[str] = []
-        slots = Slots(events, self.announcer.announce, self.clock)
+        slots = self.slots = Slots(events, self.announcer.announce, self.clock)
         self.driver = Driver(slots, events, self.clock)
         groups = Groups(events, self.devices, self.clock)
         planner = Planner(self.devices, groups, self.shelf, self.shelf)
@@ -158,6 +158,11 @@ class RolloutWorld:
         self.reports = Reports(slots, self.shelf, self.woken.append)
         self.controller = self.another_controller()
         self._seq: dict[str, int] = {}
+
+    def heard(self, session: Session, device: str, reported: Reported) -> None:
+        """Take a device's state in, as `compose` wires it."""
+        self.announcer.catch_up(session, device, reported.counter)
+        self.reports.apply(session, device, reported)
 
     def another_controller(self) -> Controller:
         """Return a controller as another process would have it."""
