@@ -10,6 +10,7 @@ from sqlalchemy import CursorResult, Select, func, or_, select, update
 from sqlmodel import Session, col
 
 from edgefleet_cloud.filters import Kind, Node, Schema, condition
+from edgefleet_cloud.rollouts.decide import WITHDRAWABLE
 from edgefleet_cloud.rollouts.tables import (
     FORWARD,
     ROLLBACK,
@@ -33,11 +34,8 @@ DEPLOYMENTS = Schema(
     | dict.fromkeys(("created", "updated"), Kind.TIME)
 )  # fmt: skip
 ACTIVE = (RolloutState.RUNNING.value, RolloutState.PAUSED.value)
-DRIVEN = (
-    *ACTIVE, RolloutState.STOPPED.value, RolloutState.SUPERSEDED.value,
-    RolloutState.ROLLING_BACK.value,
-)  # fmt: skip
-"""States of a rollout in which there may be something to do."""
+ENDED = (RolloutState.STOPPED.value, RolloutState.SUPERSEDED.value)
+"""States of a rollout that withdraws what it has not finished, and does nothing else."""
 _DONE = tuple(state.value for state in DONE)
 
 
@@ -159,9 +157,9 @@ def unfinished_of(session: Session, device: str, model: str) -> Sequence[Deploym
 
 def driven(session: Session) -> Sequence[str]:
     """Return the ids of rollouts in which there may be something to do, oldest first."""
-    unfinished = (
+    withdrawable = (
         select(DeploymentRow.rollout)  # type: ignore[call-overload]  # as above
-        .where(col(DeploymentRow.state).not_in(_DONE))
+        .where(col(DeploymentRow.state).in_(tuple(state.value for state in WITHDRAWABLE)))
         .distinct()
     )
     active = (*ACTIVE, RolloutState.ROLLING_BACK.value)
@@ -170,7 +168,7 @@ def driven(session: Session) -> Sequence[str]:
         .where(
             or_(
                 col(RolloutRow.state).in_(active),
-                col(RolloutRow.state).in_(DRIVEN) & col(RolloutRow.id).in_(unfinished),
+                col(RolloutRow.state).in_(ENDED) & col(RolloutRow.id).in_(withdrawable),
             )
         )
         .order_by(col(RolloutRow.created))
