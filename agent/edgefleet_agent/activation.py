@@ -13,6 +13,7 @@ from edgefleet_agent.gateway_client import GatewayLostError, GatewayRefusedError
 from edgefleet_agent.ipc.control import DigestStats
 from edgefleet_agent.journal import VersionRef
 from edgefleet_agent.ledger import Ledger
+from edgefleet_agent.recovery import last_good
 from edgefleet_agent.swapping import Kind, Reading, Swap
 from edgefleet_agent.toolbox import Toolbox
 from edgefleet_shared.errors import EdgeFleetError
@@ -21,6 +22,8 @@ from edgefleet_shared.states import DeploymentEvent, DeploymentState
 from edgefleet_shared.steps import Step
 
 _E = DeploymentEvent
+RESTART_S = 20.0
+"""How long a route waits for a worker that the gateway is restarting."""
 LOOKS = 40
 """How often a probation looks at the counters, at least every 2 s and at most every 0.2 s."""
 
@@ -69,11 +72,20 @@ class Activation:
         """Move the route to a version, loading it if need be; raises as `load`."""
         deployment, old = self._ledger.record.deployment, self._ledger.serving
         name = deployment.id if deployment else ""
-        try:
-            swap = swapping.flip(self._tools, name, old, version, kind, trigger)
-        except GatewayRefusedError:
-            self.load(version)
-            swap = swapping.flip(self._tools, name, old, version, kind, trigger)
+        deadline, loaded = time.monotonic() + RESTART_S, False
+        while True:
+            try:
+                swap = swapping.flip(self._tools, name, old, version, kind, trigger)
+                break
+            except GatewayRefusedError as error:
+                # Not loaded: load it. Being restarted: it will be ready in a moment.
+                if error.code == "not_ready" and time.monotonic() < deadline:
+                    time.sleep(0.1)
+                elif loaded:
+                    raise
+                else:
+                    self.load(version)
+                    loaded = True
         self._ledger.serve(version)
         receipt = msgspec.structs.replace(swap.receipt, ready_ms=self._ledger.ready_ms)
         return swap._replace(receipt=receipt)
@@ -154,12 +166,10 @@ class Activation:
         """
         ledger, self._watch = self._ledger, None
         if ledger.deployment.state is not DeploymentState.ROLLING_BACK:
-            # Swapping may fail before the route has moved: then active is still the last good.
             ledger.move(_E.ROLL_BACK, reason=trigger, detail=detail, verdict="fail")
         record = ledger.record
         assert record.deployment is not None
-        moved = record.active == record.deployment.staged
-        good = record.previous if moved else record.active
+        good = last_good(record)
         done = [*record.quarantined, record.deployment.id]
         try:
             swap = self._return_to(good, trigger)
@@ -210,12 +220,14 @@ class Activation:
         watch = self._watch
         if watch is None or watch.deployment != record.deployment.id:
             # After a restart probation begins again; what was counted meanwhile counts.
-            watch = self._watch = _Watch(record.deployment.id, time.monotonic(), {})
+            boot = self._tools.gateway().state.boot
+            before = self._tools.telemetry.last_reading(boot)
+            watch = self._watch = _Watch(record.deployment.id, time.monotonic(), before)
         old = record.previous
         return probation.judge(
             record.deployment.target.policy,
             time.monotonic() - watch.since,
-            _sample(watch.before.get(old.digest) or stats.get(old.digest)) if old else _NOTHING,
+            _sample(stats.get(old.digest)) if old else _NOTHING,
             _sample(stats.get(record.active.digest), watch.before.get(record.active.digest)),
         )
 

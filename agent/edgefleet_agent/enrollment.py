@@ -108,12 +108,12 @@ def enroll(state: Path, text: str) -> Identity:
     if data is None:
         data = _ask(ticket, text.strip(), _request(key, ticket.device))
         durable.atomic_write(folder / "reply.json", data)
-    reply = strict_json.decode(
-        data, Reply, max_bytes=ENROLLMENT_MAX_BYTES, what="answer to the enrolment"
-    )
     try:
+        reply = strict_json.decode(
+            data, Reply, max_bytes=ENROLLMENT_MAX_BYTES, what="answer to the enrolment"
+        )
         root = _check(reply, ticket, key)
-    except TrustError:
+    except (TrustError, InvalidInputError):
         # A refused answer must not be taken up by the next try.
         (folder / "reply.json").unlink(missing_ok=True)
         raise

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from edgefleet_agent import swapping
 from edgefleet_agent.activation import Activation
-from edgefleet_agent.gateway_client import GatewayLostError
+from edgefleet_agent.gateway_client import GatewayLostError, GatewayRefusedError
 from edgefleet_agent.journal import VersionRef
 from edgefleet_agent.ledger import Ledger
 from edgefleet_agent.recovery import Plan
@@ -34,13 +34,16 @@ class Healing:
         self._tools, self._ledger = tools, ledger
         self._activation, self._stop = activation, stop
 
-    def bring_up(self, plan: Plan, running: Mapping[str, str], recovered: threading.Event) -> None:
+    def bring_up(self, plan: Plan, running: Mapping[str, str], recovered: threading.Event) -> bool:
         """Perform a plan's first half: what must serve, what stands by.
 
         Args:
             plan: What to do.
             running: What the gateway has of this model: digest to role.
             recovered: Set as soon as something serves, or nothing can.
+
+        Returns:
+            False if the gateway has given up the version that it routes to.
 
         Raises:
             GatewayLostError: The gateway went away again.
@@ -49,11 +52,13 @@ class Healing:
         if plan.note == "fell_back" and plan.resume == "nothing":
             self._adopt(plan.serve)
         if plan.serve is None:
-            return
+            return True
         if running.get(plan.serve.digest) == "active":
             self._ledger.serve(plan.serve)
+            if self._given_up(plan.serve):
+                return False
         elif not self._restore(plan.serve, recovered):
-            return
+            return True
         if plan.note == "flipped":
             self._note_flip(plan.serve)
         if plan.standby and plan.standby.digest not in running:
@@ -63,6 +68,15 @@ class Healing:
                 raise
             except EdgeFleetError as error:
                 self._tell(error)
+        return True
+
+    def _given_up(self, version: VersionRef) -> bool:
+        """Ask by a flip that changes nothing: events told while agentd was away are lost."""
+        try:
+            self._tools.gateway().flip(version.model, version.digest)
+        except GatewayRefusedError as error:
+            return error.code == "quarantined"
+        return False
 
     def fall_back(self) -> None:
         """Go to the previous version because the gateway gave the active one up.

@@ -49,8 +49,14 @@ def plan(record: SlotRecord, running: Mapping[str, str]) -> Plan:
             return Plan(record.previous, None, "roll_back", "fell_back")
         return Plan(record.active, record.previous, "probation")
     if state is DeploymentState.ROLLING_BACK:
-        return Plan(record.previous, None, "roll_back")
+        return Plan(last_good(record), None, "roll_back")
     return Plan(record.active, None, "restart")
+
+
+def last_good(record: SlotRecord) -> VersionRef | None:
+    """Return what a rollback goes back to: a swap may fail before the route has moved."""
+    staged = record.deployment.staged if record.deployment else None
+    return record.previous if record.active == staged else record.active
 
 
 def _settled(record: SlotRecord, routed: str) -> Plan:

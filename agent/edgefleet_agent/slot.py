@@ -213,9 +213,14 @@ class Slot:
         self._recover_due = True
         try:
             stats = self._tools.gateway().stats()
-            running = {s.digest: s.role for s in stats if s.model == self.ledger.name}
+            running = {
+                s.digest: s.role
+                for s in stats
+                if s.model == self.ledger.name and s.role != "released"
+            }
             plan = recovery.plan(self.ledger.record, running)
-            self._healing.bring_up(plan, running, self.recovered)
+            if not self._healing.bring_up(plan, running, self.recovered):
+                self._given_up("it crashed too often while agentd was away.")
             self._recover_due = plan.serve is not None and self.ledger.serving is None
             if not self._recover_due:
                 self._retry_s = RETRY_MIN_S
@@ -237,15 +242,17 @@ class Slot:
         return self._retry_s
 
     def _quarantined(self, event: Event) -> None:
-        self.ledger.tell(
-            Step.INFER, "quarantined", event.message or "it crashed too often.", level="error"
-        )
         record = self.ledger.record
-        if record.active is None or record.active.digest != event.digest:
-            return
-        if record.deployment and record.deployment.state is _S.PROBATION:
-            self._activation.roll_back("crashes", event.message)
-        elif record.deployment is None or record.deployment.state in DONE | _BEFORE_SWAP:
+        if record.active and record.active.digest == event.digest:
+            self._given_up(event.message or "it crashed too often.")
+
+    def _given_up(self, message: str) -> None:
+        """Go back, because the gateway restarts the active version no more."""
+        self.ledger.tell(Step.INFER, "quarantined", message, level="error")
+        deployment = self.ledger.record.deployment
+        if deployment and deployment.state is _S.PROBATION:
+            self._activation.roll_back("crashes", message)
+        elif deployment is None or deployment.state in DONE | _BEFORE_SWAP:
             self._healing.fall_back()
 
     def _tidy(self) -> None:
@@ -262,7 +269,7 @@ class Slot:
         deployment = self.ledger.record.deployment
         drain_s = deployment.target.policy.drain_s if deployment else 10
         for stats in self._tools.gateway().stats():
-            if stats.model != self.ledger.name or stats.role == "active":
+            if stats.model != self.ledger.name or stats.role in {"active", "released"}:
                 continue
             if serving and stats.digest == serving.digest:
                 continue

@@ -42,6 +42,11 @@ class Telemetry:
         self._lock = threading.Lock()
         self._last = _restore(outbox.note(NOTE)) or Reading("", stamp(), {})
 
+    def last_reading(self, boot: str) -> dict[str, DigestStats]:
+        """Return the counters when the last windows closed; none for another gateway."""
+        with self._lock:
+            return dict(self._last.digests) if self._last.boot == boot else {}
+
     def close_windows(self, boot: str, stats: Sequence[DigestStats]) -> None:
         """Close every digest's window at this reading and begin the next.
 

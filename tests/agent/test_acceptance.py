@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 import pytest
-from tuf.api.metadata import MetaFile, Metadata, Root
+from tuf.api.metadata import Metadata, MetaFile, Root
 
 from edgefleet_agent.trust.acceptance import Acceptance
 from edgefleet_agent.trust.catalog import DurableUpdater

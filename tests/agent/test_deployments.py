@@ -350,7 +350,7 @@ def test_what_nobody_needs_is_removed_after_success(world, agent):
 
 
 def test_a_restart_starts_nothing_twice(world, agent):
-    """agentd goes and comes: the same document is known, and the gateway is taken over."""
+    """Agentd goes and comes: the same document is known, and the gateway is taken over."""
     one = succeed(agent, world.publish("1.0.0"))
     agent.daemon._link._client.close()  # leave the gateway alone when agentd ends
     agent.stop()
@@ -358,4 +358,4 @@ def test_a_restart_starts_nothing_twice(world, agent):
     agent.start()
     agent.reaches("succeeded")
     assert agent.gateway.routed("digits") == one.manifest
-    assert not {"Load", "Flip", "Prove"} & set(agent.gateway.seen[seen:])
+    assert not {"Load", "Prove", "Release"} & set(agent.gateway.seen[seen:])

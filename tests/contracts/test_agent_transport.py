@@ -136,9 +136,7 @@ class BrokerWorld:
         self._broker.stop()
 
 
-@pytest.fixture(
-    params=["memory", "amqtt", pytest.param("mosquitto", marks=pytest.mark.mosquitto)]
-)
+@pytest.fixture(params=["memory", "amqtt", pytest.param("mosquitto", marks=pytest.mark.mosquitto)])
 def world(request, tmp_path) -> Iterator[FakeWorld | BrokerWorld]:
     """Each transport with what it connects to."""
     made = FakeWorld() if request.param == "memory" else BrokerWorld(request.param, tmp_path)

@@ -50,6 +50,7 @@ class FakeGateway:
         self.files: list[bytes] = []
         self.over = threading.Event()
         self._loaded: dict[str, Loaded] = {}
+        self._released: dict[str, Loaded] = {}
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._clients: list[socket.socket] = []
@@ -105,7 +106,8 @@ class FakeGateway:
     def quarantine(self, digest: str, *, fall_back: bool):
         """Give a digest up, as after three crashes."""
         with self._lock:
-            loaded = self._loaded.pop(digest)
+            loaded = self._loaded[digest]
+            self._release(digest)
             other = next(
                 (d for d, x in self._loaded.items() if x.role == "standby" and fall_back), ""
             )
@@ -185,21 +187,26 @@ class FakeGateway:
                 if files != len(request.spec.files):
                     return control.Outcome(request.id, ok=False, code="load_failed")
                 if name == "Load":
-                    self._loaded.setdefault(digest, Loaded(request.spec))
+                    new = self._released.pop(digest, None) or Loaded(request.spec)
+                    self._loaded.setdefault(digest, new)
                 return control.Outcome(request.id, ok=True, load_ms=1, ready_ms=2, memory_kb=100)
             case control.Flip():
                 return self._flip(request)
             case control.Unroute():
                 for key in [k for k, x in self._loaded.items() if x.spec.model == request.model]:
-                    del self._loaded[key]
+                    self._release(key)
             case control.Release():
                 if request.digest in self._loaded:
                     if self._loaded[request.digest].role == "active":
                         return control.Outcome(request.id, ok=False, code="active")
-                    del self._loaded[request.digest]
+                    self._release(request.digest)
             case control.Stats():
                 return control.StatsReply(request.id, self._stats())
         return control.Outcome(request.id, ok=True)
+
+    def _release(self, digest: str):
+        self._released[digest] = self._loaded.pop(digest)
+        self._released[digest].role = "released"
 
     def _flip(self, request: control.Flip) -> control.Reply:
         new = self._loaded.get(request.digest)
@@ -224,7 +231,7 @@ class FakeGateway:
                 model=x.spec.model, version=x.spec.version, digest=digest, role=x.role,
                 memory_kb=100, latency=dict(x.latency), compute=dict(x.latency), **x.counts,
             )
-            for digest, x in self._loaded.items()
+            for digest, x in [*self._loaded.items(), *self._released.items()]
         ]  # fmt: skip
 
 

@@ -168,11 +168,11 @@ def _security_floor(role: Targets, model: str) -> int:
     """Return the highest floor that any release of the model sets: releases are only added."""
     prefix = f"models/{model}/"
     found = [
-        int((target.custom or {}).get("security_floor", 0))
+        (target.custom or {}).get("security_floor", 0)
         for path, target in role.targets.items()
         if path.startswith(prefix)
     ]
-    return max(found, default=0)
+    return max((floor for floor in found if type(floor) is int), default=0)
 
 
 def _not_below(role: str, version: int, floor: int) -> None:
