@@ -217,7 +217,7 @@ def test_an_existing_folder_is_left_alone(cli, tmp_path):
     assert list((tmp_path / "fleet").iterdir()) == []
 
 
-def test_a_full_disk_leaves_no_half_fleet(tmp_path):
+def test_a_failed_write_leaves_no_half_fleet(tmp_path):
     """If one file cannot be written, none remains."""
     files = {"a/b.txt": Content(b"x"), "a/b.txt/c.txt": Content(b"y")}  # a file as a folder
     with pytest.raises(InvalidInputError):
