@@ -12,7 +12,9 @@ from pathlib import Path
 
 import edgefleet_cloud
 from edgefleet_cloud import compose, config, server
+from edgefleet_cloud.auth.service import TokenService
 from edgefleet_cloud.broker import command
+from edgefleet_cloud.ports import system_clock
 from edgefleet_shared.errors import EdgeFleetError
 
 BAD_USE = 2
@@ -34,6 +36,8 @@ def _serve(options: argparse.Namespace) -> None:
     logging.basicConfig(
         level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
+    if options.ready_file:
+        options.ready_file.unlink(missing_ok=True)  # a dead server's would mislead
     listener, settings = server.bind(settings)
     with listener:
         program = compose.compose(settings)
@@ -44,6 +48,28 @@ def _serve(options: argparse.Namespace) -> None:
             asyncio.run(server.serve(running, options.ready_file))
         finally:
             program.database.close()
+
+
+def _token(options: argparse.Namespace) -> None:
+    settings = config.load(options.config)
+    database = compose.open_database(settings)
+    tokens = TokenService(system_clock)
+    try:
+        if options.action == "list":
+            with database.read() as session:
+                for row in tokens.every(session):
+                    state = f"revoked {row.revoked}" if row.revoked else "valid"
+                    print(f"{row.name}\t{row.role}\tcreated {row.created}\t{state}")  # noqa: T201
+            return
+        with database.write() as session:
+            if options.action == "create":
+                token = tokens.create(session, options.name)
+            else:
+                tokens.revoke(session, options.name)
+        if options.action == "create":
+            print(token)  # noqa: T201 - the answer; shown this once
+    finally:
+        database.close()
 
 
 def _openapi(_options: argparse.Namespace) -> None:
@@ -62,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_config(serve)
     serve.add_argument("--ready-file", type=Path, help="written once requests are answered")
     serve.set_defaults(run=_serve)
+    _add_token(commands.add_parser("token", help="make, list and revoke API tokens"))
     openapi = commands.add_parser("openapi", help="print the API's description")
     openapi.set_defaults(run=_openapi)
     broker = commands.add_parser(
@@ -70,6 +97,16 @@ def _parser() -> argparse.ArgumentParser:
     command.add_arguments(broker)
     broker.set_defaults(run=_broker_config)
     return parser
+
+
+def _add_token(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(required=True, metavar="ACTION", dest="action")
+    for action, what in (("create", "print a new token"), ("revoke", "make a token invalid")):
+        one = actions.add_parser(action, help=what)
+        one.add_argument("name", help="who will use it, for example ci")
+        _add_config(one)
+    _add_config(actions.add_parser("list", help="name all tokens"))
+    parser.set_defaults(run=_token)
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
