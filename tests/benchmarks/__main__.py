@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from importlib import import_module
+from pathlib import Path
 
 NAMES = {
     "inference": "latency and rate of a tiny model over REST, beside FastAPI with uvicorn",
     "swap": "fifty swaps under four clients at full speed: failures, gaps, memory",
 }
+
+
+def stolen_ms() -> int:
+    """Return the time that a hypervisor has kept this machine's cores from it."""
+    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+    return int(fields[8]) * 1000 // os.sysconf("SC_CLK_TCK")
 
 
 def main() -> int:
@@ -24,7 +32,10 @@ def main() -> int:
         for name, text in NAMES.items():
             print(f"{name:12} {text}")
         return 0
+    before = stolen_ms()
     figures = import_module(f"tests.benchmarks.{given.name}").run(quick=given.quick)
+    figures["cores"] = len(os.sched_getaffinity(0))
+    figures["stolen_ms"] = stolen_ms() - before
     for key, value in figures.items():
         print(f"{key}: {value}", file=sys.stderr if given.json else sys.stdout)
     if given.json:
