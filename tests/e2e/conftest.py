@@ -32,7 +32,7 @@ def world():
         assert whole.roll_out("1.0.0")["state"] == "completed"
         yield whole
     finally:
-        fleet.processes.end_all()
+        fleet.close()
         os.environ.clear()
         os.environ.update(before)
         shutil.rmtree(folder, ignore_errors=True)

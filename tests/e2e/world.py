@@ -8,7 +8,6 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,6 +17,7 @@ import paho.mqtt.client as mqtt
 from edgefleet_provisioning.demo.digits import Digits
 from edgefleet_provisioning.demo.fleet import AGENT, Fleet
 from edgefleet_provisioning.demo.load import Client, UnixConnection
+from edgefleet_provisioning.demo.processes import run_json
 from edgefleet_shared import topics
 
 ENDED = {"completed", "stopped", "rolled_back", "paused"}
@@ -83,7 +83,7 @@ class World:
 
     def events(self, **query: str) -> list[dict[str, Any]]:
         """Return the newest events."""
-        return self.fleet.get("/v1/events", page_size="500", order_by="-id", **query)["items"]
+        return self.fleet.get("/v1/events", page_size="500", order_by="id desc", **query)["items"]
 
     def last_event(self) -> int:
         """Return the newest event's number."""
@@ -114,11 +114,11 @@ class World:
         config = self.fleet.folder / name / "agent.toml"
         self.fleet.processes.start(name, [*AGENT, "run", "--config", str(config)])
 
-    def workers(self, name: str) -> list[int]:
-        """Return the process ids of a device's model workers, oldest first."""
-        gateway = int((self.fleet.folder / name / "run" / "gateway.pid").read_text())
-        zygotes = children(gateway)
-        return sorted(pid for zygote in zygotes for pid in children(zygote))
+    def worker(self, name: str) -> int:
+        """Return the process id of a device's serving worker; 0 while there is none."""
+        config = self.fleet.folder / name / "agent.toml"
+        found = run_json([*AGENT, "status", "--config", str(config)])["workers"]
+        return next((w["pid"] for w in found if w["role"] == "active"), 0)
 
     @contextlib.contextmanager
     def load(self, name: str) -> Iterator[Client]:
@@ -169,16 +169,3 @@ class Broker:
         """Disconnect."""
         self._client.disconnect()
         self._client.loop_stop()
-
-
-def children(pid: int) -> list[int]:
-    """Return the process ids whose parent is `pid`."""
-    found = []
-    for status in Path("/proc").glob("[0-9]*/status"):
-        with contextlib.suppress(OSError):
-            fields = dict(
-                line.split(":\t", 1) for line in status.read_text().splitlines() if ":\t" in line
-            )
-            if fields.get("PPid") == str(pid) and not fields["State"].startswith("Z"):
-                found.append(int(status.parent.name))
-    return found

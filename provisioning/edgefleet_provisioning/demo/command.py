@@ -59,7 +59,7 @@ def demo(
     finally:
         story.stop_listening()
         if not (keep and done):
-            fleet.processes.end_all()
+            fleet.close()
         if not done:
             narrator.note(f"Ended all processes. Their logs are in {folder / 'logs'}.")
         elif not keep:

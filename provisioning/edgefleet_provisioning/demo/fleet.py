@@ -127,6 +127,12 @@ class Fleet:
         response.raise_for_status()
         return response.json()
 
+    def close(self) -> None:
+        """End every process and the connection to the fleet manager."""
+        self.processes.end_all()
+        if self._api is not None:
+            self._api.close()
+
     def _start_agent(self, index: int) -> None:
         name = self.names[index]
         home = self.folder / name

@@ -27,7 +27,9 @@ class Processes:
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, name: str, argv: Sequence[str]) -> subprocess.Popen[bytes]:
-        """Start a process in a session of its own."""
+        """Start a process in a session of its own; an ended one of that name is forgotten."""
+        if ended := self._running.pop(name, None):
+            ended.wait(STOP_S)
         with (self._logs / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, *argv],
