@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import msgspec
 import pytest
 
@@ -59,7 +61,7 @@ def test_a_version_travels_to_success_by_the_table(world, agent):
               if e["slot"] and e["code"] in names]  # fmt: skip
     assert states[-1] is DeploymentState.SUCCEEDED
     follows = {(before, after) for (before, _), after in DEPLOYMENT.items()}
-    assert all(pair in follows for pair in zip(states, states[1:], strict=False))
+    assert all(pair in follows for pair in pairwise(states))
     report = agent.transport.slot("digits")
     assert report["active_version"] == "1.0.0"
     assert report["bytes_done"] == report["bytes_total"] > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import threading
 
 import pytest
@@ -178,11 +179,17 @@ def test_what_is_no_longer_wanted_ends_at_once(fetching):
     assert not fetching.store.has(DIGEST, len(BODY))
 
 
-def test_a_disk_that_takes_nothing_is_store_full(fetching):
-    """ENOSPC ends the fetch with a reason, not with a partial that is believed."""
-    os.symlink("/dev/full", fetching.store.partial(DIGEST))
-    with pytest.raises(StoreFullError):
-        fetching.run()
+def test_a_disk_that_takes_no_more_is_store_full(fetching):
+    """A write that fails ends the fetch with a reason, not with a partial that is believed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(StoreFullError):
+            fetching.run()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not fetching.store.has(DIGEST, len(BODY))
+    assert fetching.run()
 
 
 def test_a_flipped_bit_on_disk_is_found_before_use(fetching):
