@@ -178,8 +178,8 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 def _missing(kind: str) -> UnavailableError:
     how = {
-        "mosquitto": "Install it (apt-get install mosquitto), or set kind = 'amqtt'.",
-        "amqtt": "Install mosquitto, or amqtt with: pip install 'edgefleet-cloud[embedded-broker]'",
+        "mosquitto": "Install it (apt-get install mosquitto), set kind = 'amqtt'",
+        "amqtt": "Install mosquitto, install amqtt (edgefleet-cloud[embedded-broker])",
     }
     return UnavailableError(
         f"The embedded broker should be {kind}, which is not installed.",
