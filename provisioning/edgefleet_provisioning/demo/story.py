@@ -16,8 +16,8 @@ from edgefleet_shared.states import TOUCHED, RolloutState
 from edgefleet_shared.steps import Step
 from edgefleet_shared.trust import parse_time
 
-PROBATION_S = 3
-STEADY_S = 2.5  # of traffic before and after a swap, so that both can be measured
+PROBATION_S = 2
+STEADY_S = 2.2  # of traffic before and after a swap, so that both can be measured
 ROLLOUT_S = 60.0
 RECEIPT_S = 10.0
 ENDED = {
