@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -192,9 +191,10 @@ class Mtls:
 
 
 @pytest.fixture
-def mtls() -> Iterator[Mtls]:
+def mtls(tmp_path: Path) -> Iterator[Mtls]:
     """Run mosquitto as images/ configures it, with certificates of a test authority."""
-    folder = Path(tempfile.mkdtemp(prefix="ef", dir="/tmp"))
+    folder = tmp_path / "broker"
+    folder.mkdir()
     world = Mtls(folder, free_port())
     cert, key = world.authority.issue("localhost")
     paths = MtlsPaths(
