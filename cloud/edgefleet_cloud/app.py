@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Depends, FastAPI
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 import edgefleet_cloud
 from edgefleet_cloud import http_errors
@@ -46,6 +46,8 @@ health = APIRouter(tags=["health"])
 
 class Health(BaseModel):
     """The server's word on itself."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"status": "ok"}]})
 
     status: str = "ok"
 

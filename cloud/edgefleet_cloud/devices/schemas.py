@@ -84,6 +84,22 @@ class DesiredState(BaseModel):
 class DeviceState(BaseModel):
     """Desired beside reported; `in_sync` if every desired slot is as it should be."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "desired": {
+                        "counter": 1,
+                        "slots": {"digits": {"mode": "run", "version": "1.0.0"}},
+                    },
+                    "reported": {"counter": 1, "slots": {"digits": {"active_version": "1.0.0"}}},
+                    "in_sync": True,
+                    "reported_at": "2026-11-21T03:22:50.000Z",
+                }
+            ]
+        }
+    )
+
     desired: DesiredState
     reported: dict[str, Any] | None
     in_sync: bool

@@ -68,6 +68,23 @@ class TransportAddress(BaseModel):
 class Enrollment(BaseModel):
     """Who a device is from now on: certificates as PEM, `root` as base64 of 1.root.json."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "fleet": "demo",
+                    "device": "cam-1",
+                    "certificate": "-----BEGIN CERTIFICATE-----\n...",
+                    "ca": "-----BEGIN CERTIFICATE-----\n...",
+                    "root": "eyJzaWduYXR1cmVzIjpb...",
+                    "transport": {"kind": "mqtt", "url": "mqtt://127.0.0.1:1883"},
+                    "blobs": "http://127.0.0.1:8080/v1/blobs",
+                    "counter": 0,
+                }
+            ]
+        }
+    )
+
     fleet: str
     device: str
     certificate: str

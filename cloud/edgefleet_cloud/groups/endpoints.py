@@ -25,7 +25,16 @@ class Group(BaseModel):
     """A named selector."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"name": "berlin", "selector": _SELECTOR}]}
+        json_schema_extra={
+            "examples": [
+                {
+                    "name": "berlin",
+                    "selector": _SELECTOR,
+                    "created": "2026-11-21T03:22:50.000Z",
+                    "updated": "2026-11-21T03:22:50.000Z",
+                }
+            ]
+        }
     )
 
     name: str
@@ -77,6 +86,21 @@ class SelectorVerdict(BaseModel):
 
     `canonical` is the filter in its one spelling, `devices` how many devices it means now.
     """
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "valid": True,
+                    "canonical": _SELECTOR,
+                    "devices": 3,
+                    "position": None,
+                    "message": "",
+                    "hint": "",
+                }
+            ]
+        }
+    )
 
     valid: bool
     canonical: str = ""

@@ -58,6 +58,36 @@ class Activation(BaseModel):
 class Receipt(BaseModel):
     """A swap receipt as the device wrote it. Latencies are microseconds, null where unknown."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "device": "cam-1",
+                    "received": "2026-11-21T03:22:50.000Z",
+                    "ts": "2026-11-21T03:22:50.000Z",
+                    "kind": "activate",
+                    "slot": "digits",
+                    "deployment": "0199f3a1-6f0e-7cc2-9f5e-0d8f3d9c1a2b",
+                    "from_digest": "",
+                    "from_version": "",
+                    "to_digest": _DIGEST,
+                    "to_version": "1.0.0",
+                    "in_flight": 0,
+                    "failed": 0,
+                    "requests_during": 0,
+                    "ready_ms": 240,
+                    "p50_us_before": None,
+                    "p99_us_before": None,
+                    "p99_us_during": None,
+                    "p50_us_after": 410,
+                    "p99_us_after": 980,
+                    "memory_kb": 61440,
+                    "trigger": "",
+                }
+            ]
+        }
+    )
+
     device: str
     received: str
     ts: str
@@ -142,6 +172,43 @@ class Gap(BaseModel):
 
 class Telemetry(BaseModel):
     """What the models answered, and what is missing from it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "items": [
+                        {
+                            "slot": "digits",
+                            "digest": _DIGEST,
+                            "version": "1.0.0",
+                            "devices": 3,
+                            "requests": 900,
+                            "client_errors": 0,
+                            "server_errors": 0,
+                            "rejected": 0,
+                            "nonfinite": 0,
+                            "replayed": 0,
+                            "crashes": 0,
+                            "p50_us": 410,
+                            "p99_us": 980,
+                            "latency": {"40": 900},
+                            "compute_p50_us": 120,
+                        }
+                    ],
+                    "gaps": [
+                        {
+                            "device": "cam-1",
+                            "stream": "telemetry",
+                            "missing": 2,
+                            "dropped": 2,
+                            "beginnings": 0,
+                        }
+                    ],
+                }
+            ]
+        }
+    )
 
     items: list[TelemetryItem]
     gaps: list[Gap]

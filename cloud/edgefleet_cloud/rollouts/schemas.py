@@ -73,6 +73,8 @@ class NewRollout(BaseModel):
                     "gate": {"max_failures": 0, "bake_s": 60},
                     "policy": {"probation_s": 60},
                     "reason": "better on sevens",
+                    "pause_code": "",
+                    "actor": "token/admin",
                 }
             ]
         },
@@ -261,6 +263,32 @@ class PlanConflict(BaseModel):
 
 class RolloutPlan(BaseModel):
     """What a rollout would do; nothing has been changed. `bytes` is an upper bound."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "dry_run": True,
+                    "model": "digits",
+                    "version": "2.0.0",
+                    "manifest": "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+                    "devices": 1,
+                    "bytes": 4711,
+                    "waves": [
+                        {
+                            "name": "all",
+                            "index": 0,
+                            "devices": ["cam-1"],
+                            "bytes": 4711,
+                            "gate": {"max_failures": 0},
+                        }
+                    ],
+                    "conflicts": [],
+                    "supersedes": [],
+                }
+            ]
+        }
+    )
 
     dry_run: bool = True
     model: str

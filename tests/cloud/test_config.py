@@ -1,0 +1,76 @@
+"""The configuration: one value, from a file and the environment."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgefleet_cloud import config
+from edgefleet_shared.errors import InvalidInputError
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A configuration that holds only the fleet's name."""
+    path = tmp_path / "online" / "cloud.toml"
+    path.parent.mkdir()
+    path.write_text('fleet = "demo"\n')
+    return path
+
+
+def test_paths_are_relative_to_the_file(path):
+    """Every folder lies beside the file unless it is absolute."""
+    found = config.load(path, {"EDGEFLEET_CLOUD_DATA_DIR": "/var/lib/x"})
+    assert found.metadata == path.parent / "metadata"
+    assert found.keys == path.parent / "keys"
+    assert str(found.data) == "/var/lib/x"
+    assert found.database == "sqlite:////var/lib/x/fleet.db"
+
+
+def test_the_environment_wins(path):
+    """Variables override the file, typed as the file's keys are, the broker's too."""
+    environment = {
+        "EDGEFLEET_CLOUD_LISTEN": "0.0.0.0:81",
+        "EDGEFLEET_CLOUD_BROKER_PORT": "1884",
+        "EDGEFLEET_CLOUD_BROKER_KIND": "amqtt",
+        "UNRELATED": "x",
+    }
+    found = config.load(path, environment)
+    assert found.address() == ("0.0.0.0", 81)
+    assert (found.broker.port, found.broker.kind) == (1884, "amqtt")
+
+
+def test_the_public_url_is_the_address_unless_it_is_given(path):
+    """Devices are told public_url, without a slash at its end, or else the address itself."""
+    assert config.load(path, {}).api_url == "http://127.0.0.1:8080"
+    environment = {"EDGEFLEET_CLOUD_PUBLIC_URL": "https://fleet.example/"}
+    assert config.load(path, environment).api_url == "https://fleet.example"
+
+
+def test_an_ipv6_address(path):
+    """An IPv6 address stands in brackets."""
+    assert config.load(path, {"EDGEFLEET_CLOUD_LISTEN": "[::1]:80"}).address() == ("::1", 80)
+
+
+def test_broker_files_are_relative_to_the_file_too(path):
+    """Certificates of the broker lie beside the file; an empty one stays empty."""
+    path.write_text('fleet = "demo"\n[broker]\nca = "ca.pem"\n')
+    found = config.load(path, {})
+    assert (found.broker.ca, found.broker.cert) == (str(path.parent / "ca.pem"), "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        'fleet = "demo"\nx = 1',
+        "fleet = 3",
+        'fleet = "demo"\n[controller]\ninterval_s = "often"',
+    ],
+)
+def test_what_does_not_hold(path, text):
+    """A missing, unknown or ill-typed key is refused with a hint."""
+    path.write_text(text)
+    with pytest.raises(InvalidInputError) as caught:
+        config.load(path, {})
+    assert caught.value.code == "configuration"
+    assert caught.value.hint
