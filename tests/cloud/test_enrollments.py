@@ -161,6 +161,22 @@ def test_fifty_at_once_give_one_certificate(office):
     assert office.row().enrollment == 1
 
 
+def test_a_lost_answer_is_given_again_to_the_same_key(office):
+    """The ticket's device asks again with its key and is answered; another key is refused."""
+    text, key = office.ticket(), ec.generate_private_key(ec.SECP256R1())
+    office.enroll(text, csr(key))
+    again = office.enroll(text, csr(key))
+    assert x509.load_pem_x509_certificate(again.certificate.encode()).public_key() == (
+        key.public_key()
+    )
+    assert office.row().enrollment == 1
+    with pytest.raises(ForbiddenError):
+        office.enroll(text, csr())
+    office.now += 2 * DAY
+    with pytest.raises(ForbiddenError):
+        office.enroll(text, csr(key))
+
+
 def _not_requests():
     p256 = ec.generate_private_key(ec.SECP256R1())
     good = csr(p256)

@@ -103,7 +103,8 @@ class Enrollments:
     def enroll(self, session: Session, text: str, request: str) -> Enrolled:
         """Burn a ticket and return its device's certificate for the key in the request.
 
-        A request that cannot be used leaves the ticket as it is.
+        A request that cannot be used leaves the ticket as it is. A used ticket answers again for
+        the very key that used it: the first answer may have been lost on the way.
 
         Raises:
             InvalidInputError: Not a ticket or not a request that may be signed.
@@ -113,16 +114,18 @@ class Enrollments:
         key = certificates.read_request(request)
         ticket = tickets.decode(text)
         now = self._clock()
-        row = self._redeem(session, ticket)
         described = certificates.describe(key)
+        row, again = self._redeem(session, ticket, described.digest)
         certificate = self._ca.sign(key, self._fleet, row.id, now)
-        # A new key starts a new life: what the old one numbered says nothing about it.
-        row.state, row.public_key, row.key = ENROLLED, described.pem, described.digest
-        row.enrollment += 1
-        row.revision += 1
-        row.reported_seq = 0
-        session.add(row)
-        self._tell(session, row, "device.enrolled", f"{row.id} enrolled.", f"devices/{row.id}")
+        if not again:
+            # A new key starts a new life: what the old one numbered says nothing about it.
+            row.state, row.public_key, row.key = ENROLLED, described.pem, described.digest
+            row.enrollment += 1
+            row.revision += 1
+            row.reported_seq = 0
+            session.add(row)
+        message = f"{row.id} {'was answered again' if again else 'enrolled'}."
+        self._tell(session, row, "device.enrolled", message, f"devices/{row.id}")
         return Enrolled(
             self._fleet,
             row.id,
@@ -133,8 +136,8 @@ class Enrollments:
             row.counter,
         )
 
-    def _redeem(self, session: Session, ticket: tickets.Ticket) -> DeviceRow:
-        """Return the device of a ticket that was good until now; from now on it is used."""
+    def _redeem(self, session: Session, ticket: tickets.Ticket, key: str) -> tuple[DeviceRow, bool]:
+        """Use a ticket up; return its device, and whether that very key already is the device's."""
         now = self._clock()
         found = repository.find(session, tickets.secret_hash(ticket))
         if found is None or (found.device, self._fleet) != (ticket.device, ticket.fleet):
@@ -143,9 +146,11 @@ class Enrollments:
         refuse_decommissioned(row)
         if parse_time(found.not_after) <= now:
             raise _refused(f"The ticket expired at {found.not_after}.")
-        if not repository.burn(session, found.secret_hash, format_time(now)):
+        if repository.burn(session, found.secret_hash, format_time(now)):
+            return row, False
+        if row.key != key:
             raise _refused(f"The ticket was used at {found.used}.")
-        return row
+        return row, True
 
     def _tell(self, session: Session, row: DeviceRow, kind: str, message: str, actor: str) -> None:
         self._events.record(
