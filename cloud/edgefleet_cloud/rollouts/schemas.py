@@ -73,8 +73,6 @@ class NewRollout(BaseModel):
                     "gate": {"max_failures": 0, "bake_s": 60},
                     "policy": {"probation_s": 60},
                     "reason": "better on sevens",
-                    "pause_code": "",
-                    "actor": "token/admin",
                 }
             ]
         },
@@ -171,6 +169,8 @@ class Rollout(BaseModel):
                     "manifest": "sha256:" + "9f86d081" * 8,
                     "state": "running",
                     "reason": "better on sevens",
+                    "pause_code": "",
+                    "actor": "token/admin",
                     "created": "2026-01-31T12:00:00.000Z",
                     "started": "2026-01-31T12:00:00.000Z",
                     "finished": None,
@@ -271,7 +271,7 @@ class RolloutPlan(BaseModel):
                     "dry_run": True,
                     "model": "digits",
                     "version": "2.0.0",
-                    "manifest": "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+                    "manifest": "sha256:" + "9f86d081" * 8,
                     "devices": 1,
                     "bytes": 4711,
                     "waves": [
