@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from edgefleet_agent import __version__, durable
+from edgefleet_agent.accelerators.cpu import Cpu
 from edgefleet_agent.config import Config
 from edgefleet_agent.daemon import Daemon, Parts
 from edgefleet_agent.events import Emitter
@@ -21,7 +22,7 @@ from edgefleet_agent.identity import Identity
 from edgefleet_agent.journal import Journal
 from edgefleet_agent.notify import Notifier
 from edgefleet_agent.outbox import Outbox
-from edgefleet_agent.ports import Clock, Transport
+from edgefleet_agent.ports import Accelerator, Clock, Transport
 from edgefleet_agent.status import StatusFile
 from edgefleet_agent.store import Store
 from edgefleet_agent.telemetry import Telemetry
@@ -33,12 +34,18 @@ from edgefleet_shared.identifiers import new_id
 from edgefleet_shared.steps import Step
 from edgefleet_shared.trust import format_time
 
-ACCELERATORS = frozenset({"cpu"})
+ACCELERATORS: tuple[type[Accelerator], ...] = (Cpu,)
 GATEWAY_ENVIRONMENT = {
     "ORT_DISABLE_TELEMETRY": "1",  # its wheels phone home otherwise
     "MALLOC_TRIM_THRESHOLD_": "131072",
     "OPENBLAS_NUM_THREADS": "1",
 }
+
+
+def usable_accelerators() -> frozenset[str]:
+    """Return the kinds of the accelerators that are here and usable."""
+    reports = [kind().probe() for kind in ACCELERATORS]
+    return frozenset(report.kind for report in reports if report.usable)
 
 
 def lock(state: Path) -> TextIO:
@@ -113,7 +120,7 @@ def build(
         security_floor=acceptance.security_floor,
         stamp=stamp,
         hardware=config.hardware_id,
-        accelerators=ACCELERATORS,
+        accelerators=usable_accelerators(),
         threads=config.inference.threads,
     )
     parts = Parts(

@@ -2,6 +2,8 @@
 
 Order on disk: key, server's answer (`reply.json`), certificate and root, floors, `enrollment.json`.
 Interrupted anywhere, the same command goes on from what is there; the ticket is used only once.
+A device that is enrolled enrols again, with its old key, only to replace lost floors or an expired
+certificate.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -101,8 +104,8 @@ def enroll(state: Path, text: str) -> Identity:
     """
     ticket = read_ticket(text)
     folder = durable.make_folder(state / "identity")
-    if (folder / "enrollment.json").exists():
-        return _already(folder, ticket)
+    if (folder / "enrollment.json").exists() and (found := _already(state, ticket)):
+        return found
     key = load_or_make_key(folder)
     data = durable.read_bytes(folder / "reply.json")
     if data is None:
@@ -121,15 +124,19 @@ def enroll(state: Path, text: str) -> Identity:
     return Identity(folder)
 
 
-def _already(folder: Path, ticket: Ticket) -> Identity:
-    found = Identity(folder)
-    if (found.fleet, found.device) == (ticket.fleet, ticket.device):
-        return found
-    raise InvalidInputError(
-        f"This device is already enrolled as {found.device!r} in fleet {found.fleet!r}.",
-        code="already_enrolled",
-        hint=f"Use another state_dir, or remove {folder.parent} to give up the old identity.",
-    )
+def _already(state: Path, ticket: Ticket) -> Identity | None:
+    """Return the identity that is here; None if a new enrolment has to mend it."""
+    found = Identity(state / "identity")
+    if (found.fleet, found.device) != (ticket.fleet, ticket.device):
+        raise InvalidInputError(
+            f"This device is already enrolled as {found.device!r} in fleet {found.fleet!r}.",
+            code="already_enrolled",
+            hint=f"Use another state_dir, or remove {state} to give up the old identity.",
+        )
+    lost = FloorStore(durable.make_folder(state / "trust")).current is None
+    certificate = x509.load_pem_x509_certificate(found.certificate_file.read_bytes())
+    expired = certificate.not_valid_after_utc <= datetime.now(UTC)
+    return None if lost or expired else found
 
 
 def _request(key: ec.EllipticCurvePrivateKey, device: str) -> str:

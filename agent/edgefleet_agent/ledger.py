@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +33,7 @@ _STEPS = {
 }
 """The word of a state's event; `activate` for the states from swapping on."""
 
+PROGRESS_S = 1.0
 MAX_ATTEMPTS = 28
 """Beyond it a deployment that never gets anywhere is given up (Mender's number)."""
 
@@ -66,6 +68,7 @@ class Ledger:
         self.serving: VersionRef | None = None
         self.progress = (0, 0)
         self.ready_ms = 0
+        self._progress_told = 0.0
 
     @property
     def record(self) -> SlotRecord:
@@ -149,9 +152,12 @@ class Ledger:
         self._changed()
 
     def advance_progress(self, done: int, total: int) -> None:
-        """Remember how far fetching is."""
+        """Remember how far fetching is; told of at most once a second, and at the end."""
         self.progress = (done, total)
-        self._changed()
+        now = time.monotonic()
+        if done == total or now - self._progress_told >= PROGRESS_S:
+            self._progress_told = now
+            self._changed()
 
     def tell(
         self, step: Step, code: str, message: str, *, level: Level = "info", **data: Any

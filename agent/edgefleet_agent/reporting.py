@@ -14,6 +14,7 @@ from edgefleet_agent import __version__
 from edgefleet_agent.outbox import STREAMS, Outbox
 from edgefleet_agent.ports import Transport
 from edgefleet_shared import dsse, strict_json
+from edgefleet_shared.errors import UnavailableError
 from edgefleet_shared.messages import (
     BATCH_TYPE,
     REPORTED_TYPE,
@@ -192,11 +193,17 @@ class Sender:
         self._under_way.add(stream)
 
         def done(held: bool) -> None:
-            if held:
-                self._outbox.remove(stream, pending.seqs)
-            else:
+            if not held or not self._removed(stream, pending.seqs):
                 self._not_before = time.monotonic() + RETRY_S
             self._under_way.discard(stream)
             self._wake()
 
         self._transport.publish_batch(stream, sealed, done)
+
+    def _removed(self, stream: Stream, seqs: list[int]) -> bool:
+        """Forget what was taken; if the disk refuses, it is sent again and known by its number."""
+        try:
+            self._outbox.remove(stream, seqs)
+        except UnavailableError:
+            return False
+        return True

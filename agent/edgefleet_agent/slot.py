@@ -8,6 +8,8 @@ import time
 from collections import deque
 from typing import NamedTuple
 
+import msgspec
+
 from edgefleet_agent import recovery, swapping
 from edgefleet_agent.activation import Activation
 from edgefleet_agent.deployment import Staging
@@ -88,8 +90,11 @@ class Slot:
     def assign(self, target: SlotAssignment, blobs: str) -> None:
         """Hand over an assignment, unless it is the one under way or done already."""
         record = self.ledger.record
-        known = record.deployment is not None and record.deployment.id == target.deployment
-        if self._next is None and (known or target.deployment in record.quarantined):
+        current = record.deployment
+        if self._next is None and current is not None and current.id == target.deployment:
+            if current.state in DONE or current.blobs == blobs:
+                return
+        elif self._next is None and target.deployment in record.quarantined:
             return
         if self._next is None or self._next.target.deployment != target.deployment:
             self.put(Assign(target, blobs))
@@ -153,7 +158,7 @@ class Slot:
                 self._activation.roll_back(deployment.reason, deployment.detail)
 
     def _stage(self) -> bool:
-        if self.ledger.deployment.state is not _S.STAGED or self._stop.is_set():
+        if self.ledger.deployment.state is not _S.STAGED:
             self._release()
             if not self._staging.run():
                 return False
@@ -175,6 +180,12 @@ class Slot:
             return
         record, target = self.ledger.record, self._next.target
         deployment = record.deployment
+        if deployment is not None and deployment.id == target.deployment:
+            # The same, but its blobs are served elsewhere now.
+            moved = msgspec.structs.replace(deployment, blobs=self._next.blobs)
+            self.ledger.write(deployment=moved)
+            self._next = None
+            return
         if deployment is not None and deployment.state not in DONE:
             if deployment.state in _BEFORE_SWAP:
                 self.ledger.move(_E.SUPERSEDE)

@@ -53,10 +53,10 @@ class Agent:
         self._thread.start()
         return self
 
-    def stop(self) -> None:
-        """End agentd and with it the gateway."""
+    def stop(self, *, end_gateway: bool = True) -> None:
+        """End agentd, and with it the gateway unless that is to serve on."""
         if self._thread is not None:
-            self.daemon.end()
+            self.daemon.end(end_gateway=end_gateway)
             self._thread.join(20)
             assert not self._thread.is_alive()
             self._thread = None

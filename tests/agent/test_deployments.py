@@ -354,8 +354,7 @@ def test_what_nobody_needs_is_removed_after_success(world, agent):
 def test_a_restart_starts_nothing_twice(world, agent):
     """Agentd goes and comes: the same document is known, and the gateway is taken over."""
     one = succeed(agent, world.publish("1.0.0"))
-    agent.daemon._link._client.close()  # leave the gateway alone when agentd ends
-    agent.stop()
+    agent.stop(end_gateway=False)
     seen = len(agent.gateway.seen)
     agent.start()
     agent.reaches("succeeded")

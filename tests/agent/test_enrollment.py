@@ -124,6 +124,16 @@ def test_enrolling_again_as_the_same_device_changes_nothing(registrar, tmp_path)
     assert (again.who, registrar.asked) == (first.who, 1)
 
 
+def test_lost_floors_are_mended_by_a_new_ticket(registrar, tmp_path):
+    """The key stays, the counter floor comes from the fleet manager."""
+    first = enroll(tmp_path, registrar.ticket())
+    for path in (tmp_path / "trust").iterdir():
+        path.unlink()
+    again = enroll(tmp_path, registrar.ticket(secret="t" * 32))
+    assert (again.who, registrar.asked) == (first.who, 2)
+    assert FloorStore(tmp_path / "trust").current.counter == 7
+
+
 def test_enrolling_as_somebody_else_is_refused(registrar, tmp_path):
     """An identity is not replaced by accident."""
     enroll(tmp_path, registrar.ticket())

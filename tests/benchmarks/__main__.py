@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 NAMES = {
+    "idle": "what agentd costs while nothing happens: private memory, processor time",
     "inference": "latency and rate of a tiny model over REST, beside FastAPI with uvicorn",
     "swap": "fifty swaps under four clients at full speed: failures, gaps, memory",
 }

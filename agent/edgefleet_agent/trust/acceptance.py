@@ -112,10 +112,10 @@ class Acceptance:
         """
         opened = _open(payload)
         if known := self._same(opened.envelope):
-            return known
+            return Accepted(known, opened.desired.blobs)
         return self._judge(payload, opened)
 
-    def _same(self, envelope: bytes) -> Accepted | None:
+    def _same(self, envelope: bytes) -> Assignment | None:
         payload = durable.read_bytes(self._file)
         if payload is None:
             return None
@@ -125,7 +125,7 @@ class Acceptance:
             return None  # damaged on disk: judge what has come as if it were new
         if last.envelope != envelope or last.desired.counter > self.counter:
             return None
-        return Accepted(_unsealed(last.envelope), last.desired.blobs)
+        return _unsealed(last.envelope)
 
     def _judge(self, payload: bytes, opened: _Opened) -> Accepted:
         floors = self._floors.current

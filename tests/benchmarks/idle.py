@@ -1,0 +1,117 @@
+"""What agentd costs while nothing happens: private memory and processor time, all parts real.
+
+agentd is connected over MQTT to a real broker and one model is served by the real gateway; nobody
+asks it anything. Memory is what the process shares with nobody (`smaps_rollup`), time what
+the scheduler has counted for all its threads (`schedstat`).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import paho.mqtt.client as paho
+
+from edgefleet_cloud.broker.embedded import EmbeddedBroker
+from edgefleet_cloud.broker.probe import free_port
+from edgefleet_shared import topics
+from tests.agent.world import World, until
+from tests.models import linear
+
+SETTLE_S = 5.0
+QUICK_S, FULL_S = 20.0, 180.0
+AIM_MIB, AIM_PERCENT = 35.0, 0.5
+
+
+def run(*, quick: bool) -> dict[str, Any]:
+    """Return the figures; ends within 40 s if `quick`."""
+    folder = Path(tempfile.mkdtemp(prefix="ef", dir="/tmp"))
+    world, port = World(), free_port()
+    broker = EmbeddedBroker("auto", folder / "broker", port)
+    process = None
+    try:
+        broker.start()
+        process = _start(world, folder, port)
+        return _measure(process.pid, folder, QUICK_S if quick else FULL_S)
+    finally:
+        if process is not None:
+            process.send_signal(signal.SIGTERM)
+            process.wait(30)
+        broker.stop()
+        world.close()
+        shutil.rmtree(folder)
+
+
+def _start(world: World, folder: Path, port: int) -> subprocess.Popen[bytes]:
+    """Start agentd and wait until it serves a model that came the whole way."""
+    identity = world.enrolled(folder / "state", url=f"mqtt://127.0.0.1:{port}")
+    toml = folder / "agent.toml"
+    toml.write_text('state_dir = "state"\nrun_dir = "run"\n[inference]\ntcp = "127.0.0.1:0"\n')
+    _retain(port, topics.desired(identity.device), _desired(world, identity))
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "edgefleet_agent", "run", "--config", str(toml)],
+            stdout=log,
+            stderr=log,
+        )
+    until(lambda: _serves(folder / "run" / "status.json"), str(folder / "log"), 30)
+    return process
+
+
+def _desired(world: World, identity: Any) -> bytes:
+    return world.assign(identity, world.publish("1.0.0", body=linear()))
+
+
+def _retain(port: int, topic: str, payload: bytes) -> None:
+    client = paho.Client(paho.CallbackAPIVersion.VERSION2, client_id="fleet-manager")
+    client.connect("127.0.0.1", port)
+    client.loop_start()
+    client.publish(topic, payload, 1, retain=True).wait_for_publish(10)
+    client.disconnect()
+    client.loop_stop()
+
+
+def _serves(path: Path) -> bool:
+    if not path.exists():
+        return False
+    slots = json.loads(path.read_text())["slots"]
+    return slots.get("digits", {}).get("state") == "succeeded"
+
+
+def _measure(agentd: int, folder: Path, seconds: float) -> dict[str, Any]:
+    gateway = int((folder / "run" / "gateway.pid").read_text())
+    time.sleep(SETTLE_S)
+    begun = time.monotonic()
+    before = {pid: _cpu_s(pid) for pid in (agentd, gateway)}
+    time.sleep(seconds)
+    elapsed = time.monotonic() - begun
+    percent = {pid: 100 * (_cpu_s(pid) - cpu) / elapsed for pid, cpu in before.items()}
+    private = _private_kb(agentd) / 1024
+    return {
+        "agentd_private_mib": round(private, 2),
+        "agentd_private_of_aim": round(private / AIM_MIB, 3),
+        "agentd_cpu_percent": round(percent[agentd], 3),
+        "agentd_cpu_of_aim": round(percent[agentd] / AIM_PERCENT, 3),
+        "agentd_threads": len(list(Path(f"/proc/{agentd}/task").iterdir())),
+        "gateway_private_mib": round(_private_kb(gateway) / 1024, 2),
+        "gateway_cpu_percent": round(percent[gateway], 3),
+        "seconds": round(elapsed, 1),
+    }
+
+
+def _private_kb(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
+
+
+def _cpu_s(pid: int) -> float:
+    """Return the seconds that all threads have run; finer than the ticks of `stat`."""
+    files = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(file.read_text().split()[0]) for file in files) / 1e9
