@@ -15,7 +15,7 @@ from edgefleet_provisioning.demo.narrator import Narrator
 from tests.e2e.world import World
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def world():
     """Start everything once, publish three versions of digits, roll 1.0.0 out; end it all after."""
     folder = Path(tempfile.mkdtemp(prefix="ef-e2e-", dir="/tmp"))
