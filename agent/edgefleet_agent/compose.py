@@ -91,29 +91,24 @@ def build(
     identity, boot = Identity(state / "identity"), new_id()
     acceptance = Acceptance(state, identity.who, identity.root, clock)
 
+    daemon: Daemon
+
+    def gateway() -> GatewayClient:
+        return daemon.gateway()
+
     def stamp() -> str:
         return format_time(acceptance.now())
 
     outbox = Outbox(state / "outbox.db", config.telemetry.outbox_max_bytes)
     emitter = Emitter(outbox, stamp)
     if outbox.lost:
-        emitter.tell(Step.REPORT, "outbox_lost", "the outbox was damaged and is begun anew.",
-                     level="error")  # fmt: skip
+        text = "the outbox was damaged and is begun anew."
+        emitter.tell(Step.REPORT, "outbox_lost", text, level="error")
     store = Store(state / "store", config.store.max_bytes)
-    daemon: Daemon
-
-    def gateway() -> GatewayClient:
-        return daemon.gateway()
-
-    def refused(error: EdgeFleetError) -> None:
-        emitter.error(Step.FETCH, error)
-
     tools = Toolbox(
         journal=Journal(state / "journal.json"),
         store=store,
-        fetcher=Fetcher(
-            store, config.store, lambda: identity.authorization(acceptance.now()), refused
-        ),
+        fetcher=_fetcher(config, store, identity, acceptance, emitter),
         outbox=outbox,
         telemetry=Telemetry(outbox, stamp),
         gateway=gateway,
@@ -139,6 +134,18 @@ def build(
     gateway_environ.pop("NOTIFY_SOCKET", None)
     daemon = Daemon(parts, lambda events: GatewayLink(run, command, gateway_environ, events))
     return daemon
+
+
+def _fetcher(
+    config: Config, store: Store, identity: Identity, acceptance: Acceptance, emitter: Emitter
+) -> Fetcher:
+    def authorization() -> str:
+        return identity.authorization(acceptance.now())
+
+    def refused(error: EdgeFleetError) -> None:
+        emitter.error(Step.FETCH, error)
+
+    return Fetcher(store, config.store, authorization, refused)
 
 
 def _transport(config: Config, identity: Identity, boot: str) -> Transport:
