@@ -111,7 +111,11 @@ def _beyond(
 
 def _write_token(values: list[Any], scope: str) -> str:
     body = json.dumps(values, separators=(",", ":")).encode()
-    return base64.urlsafe_b64encode(_checksum(body, scope) + body).decode().rstrip("=")
+    return _text(_checksum(body, scope) + body)
+
+
+def _text(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
 
 
 def _read_token(token: str, scope: str, count: int) -> list[Any]:
@@ -119,7 +123,8 @@ def _read_token(token: str, scope: str, count: int) -> list[Any]:
         data = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
     except ValueError as error:
         raise _bad_token() from error
-    if data[:8] != _checksum(data[8:], scope):
+    # The second half refuses another spelling of the same bytes.
+    if data[:8] != _checksum(data[8:], scope) or _text(data) != token:
         raise _bad_token()
     values: list[Any] = json.loads(data[8:])
     if len(values) != count:
