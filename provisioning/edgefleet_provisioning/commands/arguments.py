@@ -1,4 +1,4 @@
-"""What people type, as the API wants it: labels, waves, times. Pure."""
+"""What people type, as the API wants it: labels, waves, policies, times. Pure."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from edgefleet_shared.errors import InvalidInputError
 from edgefleet_shared.identifiers import check_name
+from edgefleet_shared.messages import Policy
 from edgefleet_shared.times import parse_time
 
 LABEL = re.compile(r"([a-z0-9](?:[a-z0-9_-]{0,61}[a-z0-9])?)=(.{0,256})", re.DOTALL)
@@ -81,6 +82,31 @@ def _wave(index: int, spec: str) -> dict[str, Any]:
     if who.endswith("%"):
         return {"name": name, "percent": _percent(who)}
     return {"name": name, "devices": [check_name(d, "device") for d in who.split(",")]}
+
+
+def policy(probation_s: int | None, texts: Sequence[str]) -> dict[str, int]:
+    """Return a rollout's policy: what was said of it; the rest is the server's defaults.
+
+    Args:
+        probation_s: The option of that name.
+        texts: Each `KEY=NUMBER`, the keys being those of `messages.Policy`.
+
+    Raises:
+        InvalidInputError: An unknown key, not a number, or a key twice.
+    """
+    found = {} if probation_s is None else {"probation_s": probation_s}
+    for text in texts:
+        key, _, number = text.partition("=")
+        if key not in Policy.__struct_fields__ or not (number.isascii() and number.isdigit()):
+            raise InvalidInputError(
+                f"{text[:80]!r} is not part of a policy.",
+                code="policy",
+                hint=f"Write KEY=NUMBER; keys are {', '.join(Policy.__struct_fields__)}.",
+            )
+        if key in found:
+            raise InvalidInputError(f"{key} is given twice.", code="policy")
+        found[key] = int(number)
+    return found
 
 
 def _percent(text: str) -> float:

@@ -45,6 +45,13 @@ def create(
     probation_s: Annotated[
         int | None, typer.Option(min=0, help="Seconds of service until it counts as good.")
     ] = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=NUMBER",
+            help="A limit of probation, as max_latency_pct=1000; repeat it.",
+        ),
+    ] = None,
     max_failures: Annotated[
         int | None, typer.Option(min=0, help="Failed devices that a wave may have.")
     ] = None,
@@ -67,7 +74,7 @@ def create(
     options = {
         "waves": arguments.waves(canary or [], wave or []),
         "gate": {key: value for key, value in gate.items() if value is not None},
-        "policy": {} if probation_s is None else {"probation_s": probation_s},
+        "policy": arguments.policy(probation_s, policy or []),
         "reason": reason,
         "dry_run": dry_run,
     }
