@@ -48,7 +48,7 @@ def test_a_slot_s_life(accelerator, tmp_path):
 
 @pytest.mark.parametrize("kind", sorted(compose.ACCELERATORS))
 def test_it_needs_no_array_library(kind):
-    """agentd probes accelerators, so their modules import neither numpy nor a runtime."""
+    """Accelerators are probed by agentd, so their modules import neither numpy nor a runtime."""
     module = compose.ACCELERATORS[kind].partition(":")[0]
     code = f"import sys, {module}; sys.exit(bool({{'numpy', 'onnxruntime'}} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True)
