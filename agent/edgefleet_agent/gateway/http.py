@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, cast
 
 import httptools
 
+from edgefleet_agent.gateway.intake import MAX_CONNECTIONS, Intake
 from edgefleet_agent.gateway.messages import HEAD_MAX_BYTES, Request, error, inference, status_line
 
 if TYPE_CHECKING:
@@ -23,9 +24,9 @@ _LINGER_S = 2.0
 class Connection(asyncio.Protocol):
     """One client. Implements `pending.Asker`."""
 
-    def __init__(self, endpoints: Endpoints, max_body_bytes: int) -> None:
+    def __init__(self, endpoints: Endpoints, intake: Intake) -> None:
         self._endpoints = endpoints
-        self._max_body = max_body_bytes
+        self._intake = intake
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport | None = None
         self._queue: deque[Request] = deque()
@@ -38,11 +39,19 @@ class Connection(asyncio.Protocol):
         self._head_bytes = 0
         self._request = Request()
         self._parts: list[bytes] = []
+        self._partial = 0  # bytes in parts
+        self._answering = 0  # bytes of the body that is with the endpoints
+        self._unfinished = False  # a request has begun to come
+        self._patience: asyncio.TimerHandle | None = None
 
     # ------------------------------------------------------------------- transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport."""
+        """Keep the transport, unless there are too many already."""
+        if len(self._endpoints.connections) >= MAX_CONNECTIONS:
+            self._refusing = True
+            cast("asyncio.Transport", transport).abort()
+            return
         self._transport = cast("asyncio.Transport", transport)
         self._endpoints.connections.add(self)
 
@@ -50,7 +59,7 @@ class Connection(asyncio.Protocol):
         """Forget the client; an answer that comes later goes nowhere."""
         del exc
         self._transport = None
-        self._queue.clear()
+        self._drop()
         self._endpoints.connections.discard(self)
 
     def eof_received(self) -> bool:
@@ -82,6 +91,8 @@ class Connection(asyncio.Protocol):
                 self._refuse(400, f"The request is not HTTP: {problem}.", "bad_request")
         if not self._request.headers_done and self._head_bytes > HEAD_MAX_BYTES:
             self._refuse(431, "The request's head is too long.", "head_too_large")
+        if self._unfinished != (self._patience is not None):
+            self._be_patient()
         self._pump()
         if self._queue and self._transport is not None:
             self._transport.pause_reading()
@@ -91,7 +102,7 @@ class Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         """Start a request."""
         self._request = Request()
-        self._parts = []
+        self._unfinished = True
 
     def on_url(self, url: bytes) -> None:
         """Take the target, which may come in parts."""
@@ -108,14 +119,20 @@ class Connection(asyncio.Protocol):
         request.keep_alive = self._parser.should_keep_alive()
         request.headers_done = True
         self._head_bytes = 0
-        if refusal := request.refusal(self._max_body):
+        if refusal := request.refusal(self._intake.max_body):
             self._refuse(*refusal)
         elif request.expects_continue and self._transport is not None and not self._busy:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
-        """Take a part of the body."""
+        """Take a part of the body, if all clients together do not hold too much."""
+        if self._refusing:
+            return
         self._parts.append(body)
+        self._partial += len(body)
+        self._intake.held += len(body)
+        if self._intake.held > self._intake.max_held:
+            self._refuse(503, "Too many large requests are open; try again later.", "busy")
 
     def on_message_complete(self) -> None:
         """Queue the request."""
@@ -125,6 +142,9 @@ class Connection(asyncio.Protocol):
         self._request.body = parts[0] if len(parts) == 1 else b"".join(parts)
         self._queue.append(self._request)
         self._request = Request()
+        self._parts = []
+        self._partial = 0
+        self._unfinished = False
 
     # ------------------------------------------------------------------- answers
 
@@ -133,11 +153,43 @@ class Connection(asyncio.Protocol):
         if self._refusing:
             return
         self._refusing = True
+        self._drop_partial()
         refused = Request()
         refused.keep_alive = False
         refused.refused = (status, text, code)
         self._queue.append(refused)
         self._request.headers_done = True
+
+    def _drop_partial(self) -> None:
+        """Forget the request that has not come whole."""
+        self._intake.held -= self._partial
+        self._parts = []
+        self._partial = 0
+        self._unfinished = False
+
+    def _drop(self) -> None:
+        """Forget everything that is not with the endpoints."""
+        self._drop_partial()
+        self._intake.held -= sum(len(request.body) for request in self._queue)
+        self._queue.clear()
+        self._be_patient()
+
+    def _be_patient(self) -> None:
+        """Give a request that has begun so much time to come whole."""
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+        if self._unfinished:
+            loop, patience_s = asyncio.get_running_loop(), self._intake.patience_s
+            self._patience = loop.call_later(patience_s, self._too_slow)
+
+    def _too_slow(self) -> None:
+        self._patience = None
+        if self._busy or self._queue:  # not its fault: nothing is read from it meanwhile
+            self._be_patient()
+            return
+        self._refuse(408, "The request did not come whole in time.", "request_timeout")
+        self._pump()
 
     def _pump(self) -> None:
         """Start queued requests, one after the other, as long as each is answered at once."""
@@ -148,6 +200,7 @@ class Connection(asyncio.Protocol):
             request = self._queue.popleft()
             self._busy = True
             self._keep_alive = request.keep_alive
+            self._answering = len(request.body)
             if request.refused:
                 status, text, code = request.refused
                 self.send(error(status, text, code))
@@ -168,6 +221,8 @@ class Connection(asyncio.Protocol):
     def send(self, data: bytes) -> None:
         """Send a whole answer to the request in progress."""
         self._busy = False
+        self._intake.held -= self._answering
+        self._answering = 0
         transport = self._transport
         if transport is None:
             return
@@ -184,7 +239,7 @@ class Connection(asyncio.Protocol):
     def _close_gently(self) -> None:
         """Close so that the client can still read: a close with unread input would reset it."""
         self._refusing = True
-        self._queue.clear()
+        self._drop()
         transport = self._transport
         if transport is None:
             return

@@ -15,6 +15,7 @@ from typing import IO, NamedTuple
 from edgefleet_agent.gateway.control_server import ControlServer
 from edgefleet_agent.gateway.endpoints import Endpoints
 from edgefleet_agent.gateway.http import Connection
+from edgefleet_agent.gateway.intake import Intake
 from edgefleet_agent.gateway.launcher import Launcher
 from edgefleet_agent.gateway.plane import Plane
 from edgefleet_agent.gateway.spawner import Spawner
@@ -117,9 +118,10 @@ class Gateway:
 
     async def _listen(self) -> None:
         options = self._options
+        intake = Intake(options.max_body_bytes, options.timeout_s)
 
         def connect() -> Connection:
-            return Connection(self._endpoints, options.max_body_bytes)
+            return Connection(self._endpoints, intake)
 
         options.uds.unlink(missing_ok=True)
         sock = socket.socket(socket.AF_UNIX)

@@ -92,6 +92,8 @@ class Codec:
             raise InvalidInputError(f"The request is not as the protocol says: {error}.") from error
         except UnicodeDecodeError as error:
             raise InvalidInputError("The request is not UTF-8.") from error
+        except RecursionError as error:
+            raise InvalidInputError("The request is nested too deeply.") from error
         arrays = self._arrays(request, body, json_length)
         if missing := self._inputs.keys() - arrays.keys():
             raise InvalidInputError(f"Input {min(missing)!r} is missing.")
