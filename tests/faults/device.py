@@ -36,13 +36,13 @@ class Device:
         self.process: subprocess.Popen[bytes] | None = None
         self.log = (self.folder / "log").open("ab")
 
-    def start(self) -> None:
-        """Start agentd."""
+    def start(self, **environ: str) -> None:
+        """Start agentd, with so much more in its environment."""
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.agentd", str(self.toml), str(self.net)],
             stdout=self.log,
             stderr=self.log,
-            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **environ},
         )
 
     def kill(self) -> None:
