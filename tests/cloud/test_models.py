@@ -106,6 +106,20 @@ def test_the_manifest_must_be_of_this_version(cloud):
     _nothing_happened(cloud)
 
 
+def test_lists_are_filtered(cloud):
+    """The one filter language holds for models and versions too; a wrong field is refused."""
+    assert cloud.publish(*small_package()).status_code == 201
+    cloud.client.post("/v1/models", json={"name": "faces", "labels": {"site": "oslo"}})
+
+    def models(text):
+        return cloud.client.get("/v1/models", params={"filter": text})
+
+    assert [m["name"] for m in models("labels.site == 'oslo'").json()["items"]] == ["faces"]
+    assert len(_versions(cloud, filter="release_counter >= 1")["items"]) == 1
+    assert _versions(cloud, filter="release_counter > 1")["items"] == []
+    assert models("colour == 'red'").json()["code"] == "invalid_filter"
+
+
 @pytest.mark.parametrize(
     ("changes", "code"),
     [

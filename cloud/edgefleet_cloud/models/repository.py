@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from sqlmodel import Session, col, func, select
 
+from edgefleet_cloud.filters import Kind, Schema, condition, parse
 from edgefleet_cloud.models.tables import ModelRow, ModelVersionRow
 from edgefleet_cloud.paging import PageQuery, paginate
 
@@ -14,6 +15,19 @@ _VERSIONS_SORTABLE = {
     "created": ModelVersionRow.created,
     "release_counter": ModelVersionRow.release_counter,
 }
+MODELS = Schema({"name": Kind.TEXT, "created": Kind.TIME}, frozenset({"labels"}))
+VERSIONS = Schema(
+    {
+        "version": Kind.TEXT,
+        "manifest": Kind.TEXT,
+        "state": Kind.TEXT,
+        "release_counter": Kind.NUMBER,
+        "security_floor": Kind.NUMBER,
+        "created": Kind.TIME,
+    }
+)
+_MODEL_COLUMNS = {name: getattr(ModelRow, name) for name in (*MODELS.fields, *MODELS.maps)}
+_VERSION_COLUMNS = {name: getattr(ModelVersionRow, name) for name in VERSIONS.fields}
 
 
 def get_model(session: Session, name: str) -> ModelRow | None:
@@ -22,8 +36,11 @@ def get_model(session: Session, name: str) -> ModelRow | None:
 
 
 def page_of_models(session: Session, query: PageQuery) -> tuple[Sequence[ModelRow], str]:
-    """Return one page of the models."""
-    return paginate(session, select(ModelRow), query, _SORTABLE, ModelRow.name, default="name")
+    """Return one page of the models; raises InvalidInputError for a bad filter or token."""
+    statement = select(ModelRow)
+    if query.filter:
+        statement = statement.where(condition(parse(query.filter, MODELS), _MODEL_COLUMNS))
+    return paginate(session, statement, query, _SORTABLE, ModelRow.name, default="name")
 
 
 def get_version(session: Session, model: str, version: str) -> ModelVersionRow | None:
@@ -51,8 +68,10 @@ def newest_counter(session: Session, model: str) -> int:
 def page_of_versions(
     session: Session, model: str, query: PageQuery
 ) -> tuple[Sequence[ModelVersionRow], str]:
-    """Return one page of a model's versions."""
+    """Return one page of a model's versions; raises InvalidInputError for a bad filter or token."""
     statement = select(ModelVersionRow).where(ModelVersionRow.model == model)
+    if query.filter:
+        statement = statement.where(condition(parse(query.filter, VERSIONS), _VERSION_COLUMNS))
     return paginate(
         session,
         statement,
