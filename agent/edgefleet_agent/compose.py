@@ -154,12 +154,13 @@ def _transport(config: Config, identity: Identity, boot: str) -> Transport:
         raise InvalidInputError(
             f"There is no transport {kind!r}.", code="configuration", hint="Use kind = 'mqtt'."
         )
+    ca = Path(config.transport.ca) if config.transport.ca else identity.ca_file
     return MqttTransport(
         config.transport.url or identity.enrollment.transport.url,
         identity.device,
         boot,
         __version__,
-        Tls(identity.ca_file, identity.certificate_file, identity.key_file),
+        Tls(ca, identity.certificate_file, identity.key_file),
         config.transport.keepalive_s,
         config.transport.backoff_max_s,
     )

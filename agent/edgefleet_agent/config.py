@@ -29,6 +29,7 @@ class Transport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     kind: str = "mqtt"
     url: str = ""  # mqtt://host:1883 or mqtts://host:8883
+    ca: str = ""  # PEM file of who may sign the broker's certificate; '' = the fleet's device CA
     keepalive_s: int = 60
     backoff_max_s: float = 300.0
 

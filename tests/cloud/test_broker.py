@@ -9,9 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import paho.mqtt.client as paho
@@ -19,12 +17,13 @@ import pytest
 
 from edgefleet_cloud.broker import command, mosquitto
 from edgefleet_cloud.broker.embedded import EmbeddedBroker
-from edgefleet_cloud.broker.mosquitto import MANAGER, MtlsPaths
-from edgefleet_cloud.broker.probe import accepts, free_port
+from edgefleet_cloud.broker.mosquitto import MANAGER
+from edgefleet_cloud.broker.probe import accepts
 from edgefleet_cloud.transports.mqtt import MqttSettings, MqttTransport
 from edgefleet_shared import topics
 from edgefleet_shared.errors import InvalidInputError, UnavailableError
 from tests.cloud.certificates import Authority
+from tests.cloud.mtls import Mtls, running, until
 
 IMAGES = Path(__file__).parents[2] / "images" / "mosquitto"
 NEEDS_MOSQUITTO = (
@@ -32,14 +31,6 @@ NEEDS_MOSQUITTO = (
     pytest.mark.skipif(not mosquitto.executable(), reason="mosquitto is not installed"),
 )
 KINDS = pytest.mark.parametrize("kind", ["amqtt", pytest.param("mosquitto", marks=NEEDS_MOSQUITTO)])
-
-
-def until(true: Callable[[], object], seconds: float = 15) -> None:
-    """Wait for a condition, with a deadline."""
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "did not come true"
-        time.sleep(0.02)
 
 
 def alive(pid: int) -> bool:
@@ -155,66 +146,11 @@ def test_options_without_sense_are_refused(options: list[str]) -> None:
         command.text(parser.parse_args(options))
 
 
-class Mtls:
-    """mosquitto with mutual TLS on loopback, and clients known by their certificates."""
-
-    def __init__(self, folder: Path, port: int) -> None:
-        self.folder, self.port = folder, port
-        self.authority = Authority(folder)
-
-    def listening(self) -> bool:
-        with socket.socket() as link:
-            return link.connect_ex(("127.0.0.1", self.port)) == 0
-
-    def settings(self, name: str, authority: Authority | None = None) -> MqttSettings:
-        cert, key = (authority or self.authority).issue(name)
-        url = f"mqtts://127.0.0.1:{self.port}"
-        return MqttSettings(url, ca=str(self.authority.path), cert=str(cert), key=str(key))
-
-    @contextmanager
-    def client(self, name: str, client_id: str = "") -> Iterator[tuple[paho.Client, list[str]]]:
-        settings = self.settings(name)
-        client = paho.Client(paho.CallbackAPIVersion.VERSION2, client_id=client_id or name)
-        client.tls_set(settings.ca, settings.cert, settings.key)
-        got: list[str] = []
-        joined = threading.Event()
-        client.on_connect = lambda *_: joined.set()
-        client.on_message = lambda _c, _d, message: got.append(message.topic)
-        client.connect("127.0.0.1", self.port)
-        client.loop_start()
-        assert joined.wait(10)
-        try:
-            yield client, got
-        finally:
-            client.disconnect()
-            client.loop_stop()
-
-
 @pytest.fixture
 def mtls(tmp_path: Path) -> Iterator[Mtls]:
-    """Run mosquitto as images/ configures it, with certificates of a test authority."""
-    folder = tmp_path / "broker"
-    folder.mkdir()
-    world = Mtls(folder, free_port())
-    cert, key = world.authority.issue("localhost")
-    paths = MtlsPaths(
-        str(world.authority.path), str(cert), str(key), "", str(folder / "acl.txt"), str(folder)
-    )
-    # Run as ourselves: the private key is ours to read.
-    user = "user root\n" if os.geteuid() == 0 else ""
-    (folder / "acl.txt").write_text(mosquitto.acl())
-    (folder / "mosquitto.conf").write_text(user + mosquitto.mtls_config(paths, world.port))
-    log = (folder / "log").open("wb")
-    path = mosquitto.executable()
-    assert path
-    child = subprocess.Popen([path, "-c", str(folder / "mosquitto.conf")], stderr=log)
-    try:
-        until(world.listening)
+    """Run mosquitto with certificates."""
+    with running(tmp_path / "broker") as world:
         yield world
-    finally:
-        child.terminate()
-        child.wait(10)
-        log.close()
 
 
 @pytest.mark.mosquitto
