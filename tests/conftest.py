@@ -28,12 +28,16 @@ def pytest_configure(config):
     config.edgefleet_requires_mosquitto = os.environ.get(REQUIRE) == "1"
     if config.edgefleet_requires_mosquitto and not shutil.which("mosquitto", path=PATH):
         pytest.exit(f"{REQUIRE}=1, and there is no mosquitto on PATH.", returncode=4)
-    for name in [name for name in os.environ if name.startswith("EDGEFLEET_")]:
+    # REQUIRE stays, for the processes that pytest shares the tests among.
+    for name in [n for n in os.environ if n.startswith("EDGEFLEET_") and n != REQUIRE]:
         del os.environ[name]
 
 
 def pytest_collection_modifyitems(items):
-    """Skip what is marked `mosquitto` where there is none, and say why."""
+    """Keep a file's tests in one process, and all of one fleet's; skip `mosquitto` without one."""
+    for item in items:
+        group = "fleet" if "world" in item.fixturenames and "e2e" in item.nodeid else item.path
+        item.add_marker(pytest.mark.xdist_group(str(group)))
     if shutil.which("mosquitto", path=PATH):
         return
     for item in items:

@@ -20,7 +20,7 @@ def config(listen: str) -> Config:
 
 
 def test_answers_do_not_wait_for_acknowledgements():
-    """asyncio turns Nagle's algorithm off on every connection that this socket accepts."""
+    """Nagle's algorithm is off on every connection that this socket accepts."""
 
     async def nodelay(listener: socket.socket) -> int:
         accepted = asyncio.get_running_loop().create_future()
