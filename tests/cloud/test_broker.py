@@ -57,6 +57,25 @@ def test_it_answers_once_started_and_is_gone_once_stopped(kind: str, tmp_path: P
 
 
 @KINDS
+def test_devices_find_it_where_it_was(kind: str, tmp_path: Path) -> None:
+    """Started anew on the same data, it has the port that devices were told."""
+    urls = []
+    for _ in range(2):
+        broker = EmbeddedBroker(kind, tmp_path)
+        broker.start()
+        urls.append(broker.url)
+        broker.stop()
+    assert urls[0] == urls[1]
+
+
+def test_a_damaged_port_file_is_refused(tmp_path: Path) -> None:
+    """A guess would leave every device alone; the operator is asked."""
+    (tmp_path / "port").write_text("soon")
+    with pytest.raises(UnavailableError, match="does not hold a port"):
+        EmbeddedBroker("auto", tmp_path)
+
+
+@KINDS
 def test_it_is_started_again_when_it_dies(kind: str, tmp_path: Path) -> None:
     """A killed broker comes back on the same port."""
     broker = EmbeddedBroker(kind, tmp_path)

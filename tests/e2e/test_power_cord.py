@@ -54,6 +54,18 @@ def test_a_worker_killed_in_the_middle_of_requests(world: World):
     assert lost == [], client.errors
 
 
+def test_the_fleet_manager_killed_and_started_again(world: World):
+    """It comes back with all it knew, the devices find it, and a rollout goes through."""
+    os.kill(world.fleet.processes.pids()["cloud"], signal.SIGKILL)
+    before = {name: world.version(name) for name in world.names}
+    assert all(before.values())
+    world.fleet.start_cloud()
+    target = other(world, "cam-1")
+    ended = world.roll_out(target, "--device", "cam-1")
+    assert (ended["state"], world.version("cam-1")) == ("completed", target)
+    assert world.version("cam-2") == before["cam-2"]
+
+
 def test_losing_the_cloud_does_not_stop_inference(world: World):
     """With the fleet manager and its broker gone, the devices answer as before."""
     before = {name: world.version(name) for name in world.names}

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
+from edgefleet_cloud import durable
 from edgefleet_cloud.broker import mosquitto
 from edgefleet_cloud.broker.probe import accepts, free_port
 from edgefleet_shared.errors import UnavailableError
@@ -23,6 +24,7 @@ HOST = "127.0.0.1"
 READY_S = 20.0
 STOP_S = 5.0
 BACKOFF_S = (0.2, 10.0)
+PORT_FILE = "port"
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +35,8 @@ class EmbeddedBroker:
     Args:
         kind: Which one; `auto` prefers mosquitto.
         data: Folder for its configuration, log and persistence; made if absent.
-        port: TCP port on 127.0.0.1, 0 for a free one.
+        port: TCP port on 127.0.0.1; 0 for the one it had before, at first a free one. Enrolled
+            devices keep the address that they were told.
 
     Raises:
         UnavailableError: Code `broker_missing`: the one asked for is not installed.
@@ -41,7 +44,7 @@ class EmbeddedBroker:
 
     def __init__(self, kind: Kind, data: Path, port: int = 0) -> None:
         self._data = data
-        self._port = port or free_port(HOST)
+        self._port = port or _port_before(data) or free_port(HOST)
         path = mosquitto.executable()
         if kind == "auto":
             kind = "mosquitto" if path else "amqtt"
@@ -104,6 +107,7 @@ class EmbeddedBroker:
         self._up.wait(READY_S + STOP_S)
         if self._failure:
             raise self._failure
+        durable.write(self._data / PORT_FILE, f"{self._port}\n".encode())
         log.info("%s", self)
 
     def stop(self) -> None:
@@ -165,6 +169,19 @@ class EmbeddedBroker:
             hint=f"It said: {said[-1] if said else 'nothing'} (all of it: "
             f"{self._data / 'broker.log'}).",
         )
+
+
+def _port_before(data: Path) -> int | None:
+    try:
+        return int((data / PORT_FILE).read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UnavailableError(
+            f"{data / PORT_FILE} does not hold a port.",
+            code="broker",
+            hint="Write the port in it that devices were told, or remove it.",
+        ) from error
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

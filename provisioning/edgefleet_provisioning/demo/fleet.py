@@ -78,6 +78,8 @@ class Fleet:
     def start_cloud(self) -> None:
         """Start the fleet manager with its embedded broker."""
         ready = self.folder / "ready.json"
+        ready.unlink(missing_ok=True)
+        self.close_api()
         config = self._fleet / "online" / "cloud.toml"
         self._narrator.command(["edgefleet-cloud", "serve", "--config", str(config)])
         self.processes.start(
@@ -130,6 +132,10 @@ class Fleet:
     def close(self) -> None:
         """End every process and the connection to the fleet manager."""
         self.processes.end_all()
+        self.close_api()
+
+    def close_api(self) -> None:
+        """End the connection to the fleet manager, if there is one."""
         if self._api is not None:
             self._api.close()
 
