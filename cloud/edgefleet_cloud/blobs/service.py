@@ -109,13 +109,16 @@ class Uploads:
 
         Raises:
             OffsetError: The upload stands elsewhere.
-            ConflictError: Another request is sending.
+            ConflictError: Another request is sending, or has sent the last byte.
         """
         path = self._path(progress.id)
         with self._busy_turn:
             if progress.id in self._busy:
                 raise ConflictError("Another request is sending these bytes.", code="upload_busy")
-            stands = path.stat().st_size if path.exists() else progress.size
+            if not path.exists() and self.blobs.has(progress.digest):
+                raise ConflictError("The upload is complete.", code="upload_complete")
+            # Without its file an upload begins anew, as `get` says.
+            stands = path.stat().st_size if path.exists() else 0
             if stands != offset:
                 raise OffsetError(stands)
             file = path.open("ab")
