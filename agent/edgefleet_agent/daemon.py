@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import queue
 import threading
@@ -19,20 +18,21 @@ from edgefleet_agent.ipc import control
 from edgefleet_agent.ledger import Ledger
 from edgefleet_agent.notify import Notifier
 from edgefleet_agent.ports import Transport
+from edgefleet_agent.refusals import Refusals
 from edgefleet_agent.reporting import Facts, Reporter, Sender
 from edgefleet_agent.slot import Quarantined, Recover, Slot
 from edgefleet_agent.status import StatusFile
 from edgefleet_agent.toolbox import Toolbox
 from edgefleet_agent.trust.acceptance import Acceptance, Accepted
 from edgefleet_shared.errors import EdgeFleetError
-from edgefleet_shared.messages import SlotReport
+from edgefleet_shared.messages import DESIRED_MAX_BYTES, SlotReport
 from edgefleet_shared.steps import Step
 
 logger = logging.getLogger("edgefleet")
 
 RECOVER_S = 60.0
 """After this long the fleet manager is called even if a slot could not be brought up."""
-QUEUE_MAX = 256
+QUEUE_MAX = 64
 IDLE_S = 30.0
 
 
@@ -65,7 +65,7 @@ class Daemon:
         self._over = False
         self._end_gateway = True
         self._connected = False
-        self._last_refused = ""
+        self._refusals = Refusals()
         self._slots: dict[str, Slot] = {}
         self._link = link(self)
         self._next_window = time.monotonic() + parts.config.telemetry.interval_s
@@ -101,8 +101,11 @@ class Daemon:
 
     def on_desired(self, payload: bytes) -> None:
         """A desired document has come."""
-        if self._queue.qsize() < QUEUE_MAX:  # a flood is cut; it is asked for on each connect
-            self._queue.put(lambda: self._receive(payload))
+        # A flood is cut, as the document is asked for on each connect; and of one too long only as
+        # much is kept as shows that it is.
+        if self._queue.qsize() < QUEUE_MAX:
+            kept = payload[: DESIRED_MAX_BYTES + 1]
+            self._queue.put(lambda: self._receive(kept))
 
     def on_gateway_up(self, client: GatewayClient) -> None:
         """A gateway answers."""
@@ -229,9 +232,7 @@ class Daemon:
         except EdgeFleetError as error:
             self._facts.refused = error.code
             self._facts.agent["floor_lost"] = parts.acceptance.floor_lost
-            mark = hashlib.sha256(payload).hexdigest()
-            if mark != self._last_refused:  # retained, it comes again on each connect
-                self._last_refused = mark
+            if self._refusals.admit(payload):
                 parts.emitter.error(Step.RECEIVE, error)
             self._changed()
             return
