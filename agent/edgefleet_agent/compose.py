@@ -139,8 +139,8 @@ def build(
 def _fetcher(
     config: Config, store: Store, identity: Identity, acceptance: Acceptance, emitter: Emitter
 ) -> Fetcher:
-    def authorization() -> str:
-        return identity.authorization(acceptance.now())
+    def authorization(url: str) -> str:
+        return identity.authorization(url, acceptance.now())
 
     def refused(error: EdgeFleetError) -> None:
         emitter.error(Step.FETCH, error)

@@ -32,7 +32,7 @@ class Fetcher:
     Args:
         store: Where they go.
         config: Lowest rate and how long it is borne.
-        authorization: Gives the `Authorization` header for one request.
+        authorization: Gives the `Authorization` header for one request to a URL.
         refused: Told of every attempt that failed, for a log line or an event.
     """
 
@@ -40,7 +40,7 @@ class Fetcher:
         self,
         store: Store,
         config: StoreConfig,
-        authorization: Callable[[], str],
+        authorization: Callable[[str], str],
         refused: Callable[[EdgeFleetError], None],
     ) -> None:
         self._store, self._config = store, config
@@ -129,7 +129,7 @@ class Fetcher:
     def _open(self, url: str, partial: _Partial) -> urllib3.BaseHTTPResponse:
         """Ask for what is missing; on any answer but a matching 206, begin again from zero."""
         offset = partial.length
-        headers = {"Authorization": self._authorization(), "Accept-Encoding": "identity"}
+        headers = {"Authorization": self._authorization(url), "Accept-Encoding": "identity"}
         if offset:
             headers["Range"] = f"bytes={offset}-"
         response = self._pool.request(

@@ -103,9 +103,10 @@ class Identity:
         """What signs reports, batches and access statements."""
         return CryptoSigner(self._key, SSlibKey.from_crypto(self._key.public_key()))
 
-    def authorization(self, now: datetime) -> str:
-        """Return an `Authorization` header for reading blobs, good for five minutes."""
-        return access.header(self.fleet, self.device, now + ACCESS_LIFE, self.signer)
+    def authorization(self, url: str, now: datetime) -> str:
+        """Return an `Authorization` header for one blob, good for five minutes at its host alone."""
+        audience = access.origin(url)
+        return access.header(self.fleet, self.device, audience, now + ACCESS_LIFE, self.signer)
 
 
 def load_key(folder: Path) -> ec.EllipticCurvePrivateKey:

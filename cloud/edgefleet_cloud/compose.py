@@ -46,6 +46,7 @@ from edgefleet_cloud.trust.repository import MetadataFolder
 from edgefleet_cloud.trust.service import Trust
 from edgefleet_cloud.uplink import Uplink
 from edgefleet_cloud.web import Parts
+from edgefleet_shared.access import origin
 from edgefleet_shared.messages import Reported
 
 RENEW_S = 60.0
@@ -83,7 +84,7 @@ def compose(config: Config) -> Program:
     blobs = DiskBlobs(config.data / "blobs")
     uploads = Uploads(blobs, config.data / "uploads", config.limits.upload_max_bytes, system_clock)
     models = ModelService(blobs, trust, events, system_clock)
-    access = DeviceAccess(config.fleet, DeviceKeys(database), system_clock)
+    access = DeviceAccess(config.fleet, origin(config.api_url), DeviceKeys(database), system_clock)
     with database.write() as session:
         models.recover(session)
     devices = Devices(events, desired)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from datetime import datetime, timedelta
+from urllib.parse import urlsplit
 
 from securesystemslib.signer import Key, Signer
 
@@ -18,9 +19,15 @@ MAX_BYTES = 4096
 MAX_LIFE = timedelta(days=1)
 
 
-def header(fleet: str, device: str, expires: datetime, signer: Signer) -> str:
+def origin(url: str) -> str:
+    """Return scheme, host and port of a URL, as a statement's audience (RFC 6454 section 6.2)."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}".lower()
+
+
+def header(fleet: str, device: str, audience: str, expires: datetime, signer: Signer) -> str:
     """Return the value of an `Authorization` header: `DSSE <device>.<base64url envelope>`."""
-    body = strict_json.encode(Access(fleet, device, format_time(expires)))
+    body = strict_json.encode(Access(fleet, device, audience, format_time(expires)))
     sealed = dsse.seal(body, ACCESS_TYPE, signer)
     return f"{SCHEME} {device}.{base64.urlsafe_b64encode(sealed).decode()}"
 
@@ -31,13 +38,13 @@ def claimed_device(value: str) -> str | None:
     return rest.partition(".")[0] if scheme == SCHEME else None
 
 
-def check_header(value: str, fleet: str, key: Key, now: datetime) -> str:
+def check_header(value: str, fleet: str, audience: str, key: Key, now: datetime) -> str:
     """Return the device id that signed an `Authorization` header.
 
     Raises:
         InvalidInputError: Not such a header.
-        TrustError: Not signed by `key`, for another fleet or device, expired, or valid for longer
-            than a day.
+        TrustError: Not signed by `key`, for another fleet, device or audience, expired, or valid
+            for longer than a day.
     """
     scheme, _, rest = value.partition(" ")
     claimed, _, token = rest.partition(".")
@@ -51,6 +58,10 @@ def check_header(value: str, fleet: str, key: Key, now: datetime) -> str:
     access = strict_json.decode(body, Access, max_bytes=MAX_BYTES, what="access statement")
     if access.fleet != fleet or access.device != claimed:
         raise TrustError("The access statement is for somebody else.", code="wrong_device")
+    if access.audience != audience:
+        raise TrustError(
+            f"The access statement is for {access.audience[:80]!r}.", code="wrong_audience"
+        )
     expires = parse_time(access.expires)
     if expires <= now:
         raise TrustError("The access statement has expired.", code="expired")

@@ -240,8 +240,13 @@ class TelemetryWindow(msgspec.Struct, frozen=True):
 
 
 class Access(msgspec.Struct, frozen=True):
-    """What a device signs to read blobs over HTTP; valid until `expires`, for this fleet alone."""
+    """What a device signs to read blobs over HTTP; valid until `expires`, at `audience` alone.
+
+    `audience` is the origin of the URL it asks (scheme, host and port), so that a host that a
+    hostile broker points it to cannot use the statement at the fleet manager.
+    """
 
     fleet: str
     device: str
+    audience: str
     expires: str

@@ -112,8 +112,11 @@ def test_a_device_enrols_once_and_is_somebody(registrar, tmp_path):
     floors = FloorStore(tmp_path / "trust").current
     assert (floors.root, floors.counter) == (1, 7)
     now = datetime.now(UTC)
-    header = identity.authorization(now)
-    assert access.check_header(header, "demo", identity.signer.public_key, now) == "cam-1"
+    header = identity.authorization("http://here/v1/blobs/x", now)
+    assert (
+        access.check_header(header, "demo", "http://here", identity.signer.public_key, now)
+        == "cam-1"
+    )
     assert not (tmp_path / "identity" / "reply.json").exists()
 
 

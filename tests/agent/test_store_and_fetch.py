@@ -45,7 +45,7 @@ class Fetching:
         self.progress: list[int] = []
         self.stop = threading.Event()
         self.fetcher = Fetcher(
-            store, StoreConfig(**config), lambda: "DSSE cam-1.x", self.errors.append
+            store, StoreConfig(**config), lambda _: "DSSE cam-1.x", self.errors.append
         )
 
     def run(self) -> bool:

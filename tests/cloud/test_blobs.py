@@ -233,15 +233,15 @@ class _OneDevice:
 def test_a_device_proves_itself():
     """A statement by the enrolled key is believed; another key, fleet, device or time is not."""
     signer, now = CryptoSigner.generate_ecdsa(), datetime.now(UTC)
-    guard = DeviceAccess("demo", _OneDevice(signer.public_key), lambda: now)
+    guard = DeviceAccess("demo", "http://here", _OneDevice(signer.public_key), lambda: now)
     soon = now + timedelta(hours=1)
-    assert guard.check(access.header("demo", "cam-1", soon, signer)) == "cam-1"
+    assert guard.check(access.header("demo", "cam-1", "http://here", soon, signer)) == "cam-1"
     for header in (
-        access.header("demo", "cam-1", soon, CryptoSigner.generate_ecdsa()),
-        access.header("other", "cam-1", soon, signer),
-        access.header("demo", "cam-2", soon, signer),
-        access.header("demo", "cam-1", now - timedelta(seconds=1), signer),
-        access.header("demo", "cam-1", now + timedelta(days=2), signer),
+        access.header("demo", "cam-1", "http://here", soon, CryptoSigner.generate_ecdsa()),
+        access.header("other", "cam-1", "http://here", soon, signer),
+        access.header("demo", "cam-2", "http://here", soon, signer),
+        access.header("demo", "cam-1", "http://here", now - timedelta(seconds=1), signer),
+        access.header("demo", "cam-1", "http://here", now + timedelta(days=2), signer),
     ):
         with pytest.raises(UnauthenticatedError):
             guard.check(header)

@@ -15,7 +15,8 @@ from tests.shared.keys import NOW, signer
 
 CAM, OTHER = signer("cam-1"), signer("cam-2")
 SOON = NOW + timedelta(minutes=5)
-GOOD = access.header("demo", "cam-1", SOON, CAM)
+HERE = "http://fleet.example:8080"
+GOOD = access.header("demo", "cam-1", HERE, SOON, CAM)
 
 
 def header_of(sealed: bytes, device: str = "cam-1") -> str:
@@ -26,17 +27,20 @@ def header_of(sealed: bytes, device: str = "cam-1") -> str:
 def test_a_good_header_names_its_device():
     """The device that signed is returned, and is what the header claims."""
     assert access.claimed_device(GOOD) == "cam-1"
-    assert access.check_header(GOOD, "demo", CAM.public_key, NOW) == "cam-1"
+    assert access.check_header(GOOD, "demo", HERE, CAM.public_key, NOW) == "cam-1"
 
 
-LATE = Access("demo", "cam-1", format_time(SOON))
+LATE = Access("demo", "cam-1", HERE, format_time(SOON))
 CASES: dict[str, tuple[str, str]] = {
-    "signed by another device": (access.header("demo", "cam-1", SOON, OTHER), "signature"),
-    "for another fleet": (access.header("demo2", "cam-1", SOON, CAM), "wrong_device"),
+    "signed by another device": (access.header("demo", "cam-1", HERE, SOON, OTHER), "signature"),
+    "for another host": (
+        access.header("demo", "cam-1", "http://evil.example", SOON, CAM), "wrong_audience"
+    ),
+    "for another fleet": (access.header("demo2", "cam-1", HERE, SOON, CAM), "wrong_device"),
     "claims another device": (GOOD.replace("cam-1", "cam-2"), "wrong_device"),
-    "expired": (access.header("demo", "cam-1", NOW, CAM), "expired"),
+    "expired": (access.header("demo", "cam-1", HERE, NOW, CAM), "expired"),
     "valid for a week": (
-        access.header("demo", "cam-1", NOW + timedelta(days=7), CAM), "lifetime"),
+        access.header("demo", "cam-1", HERE, NOW + timedelta(days=7), CAM), "lifetime"),
     "a report instead": (
         header_of(dsse.seal(strict_json.encode(LATE), REPORTED_TYPE, CAM)), "payload_type"),
     "not an access statement": (header_of(dsse.seal(b"{}", ACCESS_TYPE, CAM)), "malformed"),
@@ -56,7 +60,7 @@ CASES: dict[str, tuple[str, str]] = {
 def test_refused(value, code):
     """Every header that does not show who asks, now, is refused by its code."""
     with pytest.raises(EdgeFleetError) as refused:
-        access.check_header(value, "demo", CAM.public_key, NOW)
+        access.check_header(value, "demo", HERE, CAM.public_key, NOW)
     assert refused.value.code == code
 
 
@@ -65,3 +69,17 @@ def test_other_schemes_claim_nobody():
     assert access.claimed_device("Bearer abc.def") is None
     assert access.claimed_device("") is None
     assert access.claimed_device("DSSE ") == ""
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("http://Fleet.example:8080/v1/blobs/sha256:0", "http://fleet.example:8080"),
+        ("https://fleet.example/v1", "https://fleet.example"),
+        ("http://fleet.example@evil.example/v1", "http://evil.example"),
+        ("http://[::1]:80/v1", "http://[::1]:80"),
+    ],
+)
+def test_the_origin_is_where_a_request_goes(url, expected):
+    """Scheme, host and port, nothing that only looks like them."""
+    assert access.origin(url) == expected

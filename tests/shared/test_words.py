@@ -46,7 +46,7 @@ SAMPLES = [
     messages.SwapReceipt("t", "activate", "digits", "d", "", "", "sha256:x", "1.0.0",
                          0, 0, 0, 0, None, None, None),
     messages.TelemetryWindow("a", "b", "digits", "d", "1.0.0", 1, 2, 3, 4, 5, 6, 7, {3: 1}, {}),
-    messages.Access("demo", "cam-1", "t"),
+    messages.Access("demo", "cam-1", "a", "t"),
     messages.Policy(),
 ]  # fmt: skip
 

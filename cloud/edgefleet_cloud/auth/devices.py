@@ -13,12 +13,13 @@ class DeviceAccess:
 
     Args:
         fleet: The fleet that the statement must be for.
+        audience: The origin that it must be for: ours, as devices are told it.
         keys: Knows the devices' public keys.
         clock: Tells the time.
     """
 
-    def __init__(self, fleet: str, keys: DeviceKeys, clock: Clock) -> None:
-        self._fleet = fleet
+    def __init__(self, fleet: str, audience: str, keys: DeviceKeys, clock: Clock) -> None:
+        self._fleet, self._audience = fleet, audience
         self._keys = keys
         self._clock = clock
 
@@ -35,7 +36,7 @@ class DeviceAccess:
                 "No enrolled device of this id is known.", hint="Enrol the device again."
             )
         try:
-            return access.check_header(header, self._fleet, key, self._clock())
+            return access.check_header(header, self._fleet, self._audience, key, self._clock())
         except EdgeFleetError as error:
             raise UnauthenticatedError(
                 f"The device's statement does not hold: {error.message}",
