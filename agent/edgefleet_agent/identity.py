@@ -104,7 +104,7 @@ class Identity:
         return CryptoSigner(self._key, SSlibKey.from_crypto(self._key.public_key()))
 
     def authorization(self, url: str, now: datetime) -> str:
-        """Return an `Authorization` header for one blob, good for five minutes at its host alone."""
+        """Return an `Authorization` header for a URL, good for five minutes at its host alone."""
         audience = access.origin(url)
         return access.header(self.fleet, self.device, audience, now + ACCESS_LIFE, self.signer)
 
