@@ -26,9 +26,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.run(options)
     except EdgeFleetError as error:
-        print(f"edgefleet-cloud: {error}", file=sys.stderr)  # noqa: T201 - the error message
-        return BAD_USE
+        return _complain(str(error))
+    except OSError as error:
+        where = error.filename or "The system"
+        return _complain(
+            f"{where}: {error.strerror or error}. Check the folders that cloud.toml names."
+        )
     return 0
+
+
+def _complain(why: str) -> int:
+    print(f"edgefleet-cloud: {why}", file=sys.stderr)  # noqa: T201 - the error message
+    return BAD_USE
 
 
 def _serve(options: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -121,6 +122,7 @@ def load(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
         raise _bad(f"{path} does not hold: {error}") from error
     check_name(config.fleet, "fleet")
     config.address()
+    _check_urls(config)
     folder = path.resolve().parent
     places = {key: str(folder / getattr(config, key)) for key in _PATHS}
     broker = {
@@ -131,6 +133,27 @@ def load(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
     return msgspec.structs.replace(
         config, **places, broker=msgspec.structs.replace(config.broker, **broker)
     )
+
+
+def _check_urls(config: Config) -> None:
+    for key, value, schemes in (
+        ("public_url", config.public_url, {"http", "https"}),
+        ("broker.url", config.broker.url, {"mqtt", "mqtts"}),
+        ("broker.public_url", config.broker.public_url, {"mqtt", "mqtts"}),
+    ):
+        if value and not _is_url(value, schemes):
+            shape = " or ".join(f"{scheme}://HOST:PORT" for scheme in sorted(schemes))
+            raise _bad(f"{key} = {value!r} is not {shape}")
+    if not 0 <= config.broker.port <= 65535:
+        raise _bad(f"broker.port = {config.broker.port} is not a port")
+
+
+def _is_url(value: str, schemes: set[str]) -> bool:
+    try:
+        parts = urlsplit(value)
+        return parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is none
+        return False
 
 
 def _override(fields: dict[str, Any], environ: Mapping[str, str]) -> None:

@@ -100,7 +100,14 @@ def _begin(session: Session) -> None:
     try:
         session.connection()
     except OperationalError as error:
-        raise UnavailableError("The database is busy.", code="database_busy") from error
+        reason = str(error.orig)
+        if "locked" in reason:
+            raise UnavailableError("The database is busy.", code="database_busy") from error
+        raise UnavailableError(
+            f"The database cannot be written: {reason}.",
+            code="storage",
+            hint="Is the disk full, or mounted read-only?",
+        ) from error
 
 
 def _call(callbacks: Sequence[Callable[[], None]]) -> None:

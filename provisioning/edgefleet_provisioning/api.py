@@ -48,8 +48,7 @@ class Api:
                 code="bad_token",
                 hint="Look for a space or a line break in it.",
             )
-        url = _base_url(connection.server)
-        self._http = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT)
+        self._http = httpx.Client(base_url=_base_url(connection.server), headers=headers, timeout=TIMEOUT)
 
     def __enter__(self) -> Self:
         return self
@@ -160,16 +159,11 @@ def segment(value: str) -> str:
 
 def _base_url(server: str) -> httpx.URL:
     try:
-        url = httpx.URL(server)
-    except httpx.InvalidURL:
-        url = httpx.URL()
-    if url.scheme not in {"http", "https"} or not url.host:
+        return httpx.URL(server)
+    except httpx.InvalidURL as error:
         raise InvalidInputError(
-            f"{server[:200]!r} is not the address of a server.",
-            code="invalid_address",
-            hint="An address looks like http://127.0.0.1:8080.",
-        )
-    return url
+            f"{server[:200]!r} is not the address of a server: {error}.", code="invalid_address"
+        ) from error
 
 
 def _json(response: httpx.Response) -> Any:

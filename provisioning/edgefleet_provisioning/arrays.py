@@ -23,6 +23,8 @@ DTYPES: dict[Datatype, str] = {
 
 DATATYPES: dict[np.dtype[Any], Datatype] = {np.dtype(name): d for d, name in DTYPES.items()}
 
+WRITE = "Write it with numpy.savez(path, <input name>=array)."
+
 
 def read_npz(path: Path, what: str) -> Arrays:
     """Return the arrays of an .npz file.
@@ -31,26 +33,27 @@ def read_npz(path: Path, what: str) -> Arrays:
         InvalidInputError: Missing, not such a file, empty, or it holds Python objects.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if isinstance(file, np.ndarray):
-                raise InvalidInputError(
-                    f"The {what} {path} is one array without a name.",
-                    code="bad_npz",
-                    hint="Write it with numpy.savez(path, <input name>=array).",
-                )
+        file = np.load(path, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise InvalidInputError(
+                f"The {what} {path} is one array without a name.", code="bad_npz", hint=WRITE
+            )
+        with file:
             found = {name: file[name] for name in file.files}
     except FileNotFoundError as error:
         raise InvalidInputError(
-            f"The {what} {path} does not exist.", code="missing_file"
+            f"The {what} {path} does not exist.", code="missing_file", hint="Check the path."
         ) from error
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, MemoryError) as error:
         raise InvalidInputError(
             f"The {what} {path} cannot be read: {str(error)[:200]}.",
             code="bad_npz",
-            hint="Write it with numpy.savez; arrays of Python objects are not accepted.",
+            hint=f"{WRITE} Arrays of Python objects are not accepted.",
         ) from error
     if not found:
-        raise InvalidInputError(f"The {what} {path} holds no array.", code="bad_npz")
+        raise InvalidInputError(
+            f"The {what} {path} holds no array.", code="bad_npz", hint=WRITE
+        )
     return found
 
 

@@ -127,13 +127,16 @@ def read_client(path: Path) -> ClientConfig:
         raise InvalidInputError(f"{path} cannot be read: {error}.", code="bad_config") from error
 
 
-def read(path: Path, what: str, missing: str) -> bytes:
+def read(
+    path: Path, what: str, missing: str, hint: str = "`edgefleet init` makes a fleet folder."
+) -> bytes:
     """Return a file's bytes.
 
     Args:
         path: The file.
         what: What it is, for the message.
         missing: The message if there is no such file.
+        hint: What to do then.
 
     Raises:
         InvalidInputError: There is no such file, or it cannot be read.
@@ -141,9 +144,7 @@ def read(path: Path, what: str, missing: str) -> bytes:
     try:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise InvalidInputError(
-            missing, code="missing_file", hint="`edgefleet init` makes a fleet folder."
-        ) from error
+        raise InvalidInputError(missing, code="missing_file", hint=hint) from error
     except OSError as error:
         raise InvalidInputError(
             f"The {what} {path} cannot be read: {error.strerror}.", code="not_readable"

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from edgefleet_provisioning import certificates, keys, repository
 from edgefleet_provisioning.durable import PRIVATE, Content
 from edgefleet_provisioning.keys import NamedKey
+from edgefleet_provisioning.settings import check_server
 from edgefleet_shared.errors import InvalidInputError
 from edgefleet_shared.identifiers import check_name
 from edgefleet_shared.times import format_time
@@ -61,6 +62,8 @@ def check(plan: FleetPlan) -> None:
             code="invalid_address",
             hint="Give HOST:PORT, for example 127.0.0.1:8080.",
         )
+    if plan.server:
+        check_server(plan.server)
 
 
 def files(plan: FleetPlan, now: datetime) -> dict[str, Content]:

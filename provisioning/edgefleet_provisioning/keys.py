@@ -80,7 +80,9 @@ def decode_private(pem: bytes, passphrase: bytes | None, name: str) -> CryptoSig
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         if encrypted and "password" in str(error).lower():
             raise InvalidInputError(
-                f"The passphrase does not open the key {name}.", code="passphrase_wrong"
+                f"The passphrase does not open the key {name}.",
+                code="passphrase_wrong",
+                hint="It is the one that `edgefleet init` was given. Nothing was signed.",
             ) from error
         raise InvalidInputError(
             f"The key {name} cannot be used: {error}.",

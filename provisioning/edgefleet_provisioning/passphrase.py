@@ -63,7 +63,8 @@ def for_key(folder: FleetFolder, name: str, file: Path | None) -> bytes | None:
 
 
 def _from_file(path: Path) -> bytes:
-    data = read(path, "passphrase file", f"The passphrase file {path} does not exist.")
+    missing = f"The passphrase file {path} does not exist."
+    data = read(path, "passphrase file", missing, "Put the passphrase into it, on one line.")
     return data.removesuffix(b"\n").removesuffix(b"\r")
 
 

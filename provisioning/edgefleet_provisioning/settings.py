@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from edgefleet_provisioning.fleet_folder import ClientConfig, FleetFolder, read_client
 from edgefleet_shared.errors import InvalidInputError
@@ -63,7 +64,27 @@ def connection(server: str | None, token: str | None, fleet: Path | None) -> Con
             code="no_server",
             hint=f"Give --server URL, set {SERVER}, or give --fleet DIR.",
         )
-    return Connection(url.rstrip("/"), token or os.environ.get(TOKEN) or stored.token)
+    return Connection(check_server(url).rstrip("/"), token or os.environ.get(TOKEN) or stored.token)
+
+
+def check_server(server: str) -> str:
+    """Return a fleet manager's base URL.
+
+    Raises:
+        InvalidInputError: It is not an http(s) URL with a host.
+    """
+    try:
+        parts = urlsplit(server)
+        fits = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port out of range, a bracket left open
+        fits = False
+    if not fits:
+        raise InvalidInputError(
+            f"{server[:200]!r} is not the address of a server.",
+            code="invalid_address",
+            hint="An address looks like http://127.0.0.1:8080.",
+        )
+    return server
 
 
 def _here() -> ClientConfig:

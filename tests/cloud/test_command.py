@@ -181,3 +181,12 @@ def test_a_taken_port_is_named(folder, run, monkeypatch):
         monkeypatch.setenv("EDGEFLEET_CLOUD_LISTEN", listen)
         message = run("serve", "--config", folder.config, code=2)
     assert f"cannot listen on {listen}" in message
+
+
+@pytest.mark.parametrize("data", ["/proc/nowhere", "cloud.toml"])
+def test_a_data_folder_that_cannot_be_is_named(run, folder, data):
+    """A folder that the system refuses costs one paragraph, not a traceback."""
+    config = folder.online / "cloud.toml"
+    lines = [line for line in config.read_text().splitlines() if not line.startswith("data_dir")]
+    config.write_text("\n".join([f'data_dir = "{data}"', *lines]))
+    assert data in run("serve", "--config", config, code=2)

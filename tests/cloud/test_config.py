@@ -65,6 +65,11 @@ def test_broker_files_are_relative_to_the_file_too(path):
         'fleet = "demo"\nx = 1',
         "fleet = 3",
         'fleet = "demo"\n[controller]\ninterval_s = "often"',
+        'fleet = "demo"\npublic_url = "nonsense"',
+        'fleet = "demo"\npublic_url = "http://here:99999"',
+        'fleet = "demo"\n[broker]\nurl = "mqtt://here:-1"',
+        'fleet = "demo"\n[broker]\nurl = "http://here"',
+        'fleet = "demo"\n[broker]\nport = 70000',
     ],
 )
 def test_what_does_not_hold(path, text):
