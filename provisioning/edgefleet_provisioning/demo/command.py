@@ -56,13 +56,16 @@ def demo(
     try:
         result = story.tell()
         done = True
+    except KeyboardInterrupt:
+        narrator.note("Interrupted: everything is ended and removed.")
+        raise
+    except Exception:
+        narrator.note(f"It failed; the logs of every part are in {_save_logs(folder)}.")
+        raise
     finally:
         story.stop_listening()
         if not (keep and done):
             fleet.close()
-        if not done:
-            narrator.note(f"Ended all processes. Their logs are in {folder / 'logs'}.")
-        elif not keep:
             shutil.rmtree(folder, ignore_errors=True)
     _show(narrator, result)
     if keep:
@@ -100,6 +103,13 @@ def _make_folder(*, keep: bool) -> Path:
         )
     folder.mkdir()
     return folder
+
+
+def _save_logs(folder: Path) -> Path:
+    """Return where the logs stay when the demo's own folder is removed."""
+    kept = Path(tempfile.mkdtemp(prefix="edgefleet-logs-"))
+    shutil.copytree(folder / "logs", kept, dirs_exist_ok=True)
+    return kept
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
