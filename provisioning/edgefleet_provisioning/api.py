@@ -48,7 +48,8 @@ class Api:
                 code="bad_token",
                 hint="Look for a space or a line break in it.",
             )
-        self._http = httpx.Client(base_url=_base_url(connection.server), headers=headers, timeout=TIMEOUT)
+        url = _base_url(connection.server)
+        self._http = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT)
 
     def __enter__(self) -> Self:
         return self
@@ -162,7 +163,9 @@ def _base_url(server: str) -> httpx.URL:
         return httpx.URL(server)
     except httpx.InvalidURL as error:
         raise InvalidInputError(
-            f"{server[:200]!r} is not the address of a server: {error}.", code="invalid_address"
+            f"{server[:200]!r} is not the address of a server: {error}.",
+            code="invalid_address",
+            hint="An address looks like http://127.0.0.1:8080.",
         ) from error
 
 

@@ -51,9 +51,7 @@ def read_npz(path: Path, what: str) -> Arrays:
             hint=f"{WRITE} Arrays of Python objects are not accepted.",
         ) from error
     if not found:
-        raise InvalidInputError(
-            f"The {what} {path} holds no array.", code="bad_npz", hint=WRITE
-        )
+        raise InvalidInputError(f"The {what} {path} holds no array.", code="bad_npz", hint=WRITE)
     return found
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from edgefleet_provisioning import output
+from edgefleet_provisioning import __version__, output
 from edgefleet_provisioning.commands import device, events, group, init, model, rollout, trust
 from edgefleet_provisioning.commands.session import JSON_MARK
 from edgefleet_provisioning.demo import command as demo
@@ -35,12 +35,31 @@ class _Group(TyperGroup):
         return typer.Exit(exit_code(error))
 
 
+def _print_version(value: bool) -> None:  # typer calls it by position
+    if value:
+        typer.echo(f"edgefleet {__version__}")
+        raise typer.Exit
+
+
 app = typer.Typer(
     cls=_Group,
     help="Publish models to a fleet of edge devices, and see them run.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def _program(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None: ...
+
+
 app.command("init")(init.init)
 app.add_typer(trust.app, name="trust")
 app.add_typer(model.app, name="model")

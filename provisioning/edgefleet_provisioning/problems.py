@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,18 @@ HINTS = {
     429: "Wait a moment and repeat.",
     500: "The server's log has the details under the request id.",
 }
+COMMANDS: Mapping[str, str] = {
+    r"GET /v1/models/([^/ ]+)/versions": r"`edgefleet model show \1`",
+    r"GET /v1/models/([^/ ]+)": r"`edgefleet model show \1`",
+    r"GET /v1/devices\?filter=\.\.\.": "`edgefleet device list --selector ...`",
+    r"GET /v1/(device|group|model|rollout)s\b": r"`edgefleet \1 list`",
+    r"POST /v1/devices/(\S+)/tickets": r"`edgefleet device ticket \1`",
+    r"PUT /v1/groups/\{name\}": "`edgefleet group set`",
+    r"PATCH it to change labels": "`edgefleet device label` changes its labels",
+    r"/v1/openapi\.json describes every request": "`--help` says what each option takes",
+}
+"""What the server calls by its routes, as a person at this command line calls it."""
+
 KINDS: Mapping[int, type[EdgeFleetError]] = {
     400: InvalidInputError,
     404: NotFoundError,
@@ -50,13 +63,20 @@ def to_error(status: int, body: bytes, what: str) -> EdgeFleetError:
             for entry in fields
             if isinstance(entry, dict)
         ]
-        message = " ".join([message, *(f"{text.rstrip('.')}." for text in texts)])
-    hint = str(problem.get("hint") or HINTS.get(status, ""))
+        new = [text.rstrip(".") for text in texts if text.rstrip(".") not in message]
+        message = " ".join([message, *(f"{text}." for text in new)])
+    hint = _in_commands(str(problem.get("hint") or HINTS.get(status, "")))
     request = str(problem.get("request_id") or "")
     if status >= 500 and request and request not in f"{message} {hint}":
         hint = f"{hint} Request id: {request}.".strip()
     code = str(problem.get("code") or f"http_{status}")
     return KINDS.get(status, RefusedError)(message, code=code, hint=hint)
+
+
+def _in_commands(hint: str) -> str:
+    for route, command in COMMANDS.items():
+        hint = re.sub(route, command, hint)
+    return hint
 
 
 def _problem(body: bytes) -> dict[str, Any]:

@@ -64,7 +64,8 @@ def connection(server: str | None, token: str | None, fleet: Path | None) -> Con
             code="no_server",
             hint=f"Give --server URL, set {SERVER}, or give --fleet DIR.",
         )
-    return Connection(check_server(url).rstrip("/"), token or os.environ.get(TOKEN) or stored.token)
+    url = check_server(url).rstrip("/")
+    return Connection(url, token or os.environ.get(TOKEN) or stored.token)
 
 
 def check_server(server: str) -> str:

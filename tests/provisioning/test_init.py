@@ -190,6 +190,7 @@ BAD = {
     "too many keys": (["--fleet", "f", "--root-keys", "17"], "threshold"),
     "no port": (["--fleet", "f", "--listen", "localhost"], "invalid_address"),
     "port too large": (["--fleet", "f", "--listen", "localhost:70000"], "invalid_address"),
+    "a server that is no URL": (["--fleet", "f", "--server", "ftp://x"], "invalid_address"),
     "no way to a passphrase": (["--fleet", "f"], "passphrase_needed"),
     "a passphrase file that is missing": (
         ["--fleet", "f", "--passphrase-file", "/nowhere/secret"], "missing_file",

@@ -6,6 +6,7 @@ import contextlib
 import json
 import stat
 import threading
+from importlib.metadata import version
 
 import pytest
 from typer.testing import CliRunner
@@ -63,6 +64,13 @@ def test_enroll_again_makes_another_ticket(operator, api):
     result = operator.run("device", "enroll", "cam-1")
     assert result.stdout == "abc\n"
     assert "registered already" in result.stderr
+
+
+@pytest.mark.parametrize("verb", ["enroll", "ticket"])
+def test_nothing_is_made_for_a_ticket_file_that_cannot_be(operator, api, verb):
+    """A folder that is missing is found before the device is registered."""
+    assert operator.error("device", verb, "a", "-o", "/nowhere/t")["code"] == "not_writable"
+    assert api.asked == []
 
 
 def test_lists_are_columns_for_people_and_json_for_machines(operator, api):
@@ -139,7 +147,7 @@ def test_a_dry_run_shows_the_waves(operator, api):
     api.answers["POST", "/v1/rollouts"] = (200, ROLLOUT)
     shown = operator.run("rollout", "create", "digits", "1.0.0", "--dry-run").stdout
     assert asked(api, "POST", "/v1/rollouts")["dry_run"] is True
-    assert "canary" in shown
+    assert shown.splitlines()[1].split() == ["canary", "1", "cam-1"]
 
 
 @pytest.mark.parametrize(
@@ -157,7 +165,8 @@ def test_watching_ends_with_the_rollout(operator, api, state, code):
     later.start()
     result = operator.run("rollout", "watch", "r-1", code=code)
     later.join()
-    assert "running" in result.stderr.splitlines()[0]
+    first = "digits 1.0.0 running: canary releasing (1 probation)"
+    assert result.stderr.splitlines()[0] == first
     assert f"is {state}" in result.stdout
 
 
@@ -246,6 +255,29 @@ def test_a_refusal_is_one_paragraph(operator, api, status, code):
     }  # fmt: skip
 
 
+def test_a_field_that_the_detail_names_is_not_told_twice(operator, api):
+    """The server's sentence and its list of fields say the same."""
+    problem = {"detail": "It does not fit: a.b: too large.", "code": "x", "hint": "h",
+               "errors": [{"field": "a.b", "message": "too large"}]}  # fmt: skip
+    api.answers["GET", "/v1/groups"] = (422, problem)
+    assert operator.error("group", "list")["message"] == "It does not fit: a.b: too large."
+
+
+@pytest.mark.parametrize(
+    ("route", "command"),
+    [
+        ("GET /v1/devices lists them.", "`edgefleet device list` lists them."),
+        ("GET /v1/models/nope/versions lists.", "`edgefleet model show nope` lists."),
+        ("POST /v1/devices/cam-1/tickets lets.", "`edgefleet device ticket cam-1` lets."),
+        ("GET /v1/devices?filter=... shows.", "`edgefleet device list --selector ...` shows."),
+    ],
+)
+def test_a_hint_names_commands_where_the_server_names_routes(operator, api, route, command):
+    """Somebody at a command line is told commands."""
+    api.answers["GET", "/v1/groups"] = (404, {"detail": "No.", "code": "x", "hint": route})
+    assert operator.error("group", "list", code=1)["hint"] == command
+
+
 @pytest.mark.parametrize("body", ["no problem document", [1], {"items": 3}, {"x": 1}])
 def test_a_server_that_is_no_fleet_manager_is_found_out(operator, api, body):
     """Foreign answers, with whatever status, are errors and no traceback."""
@@ -277,6 +309,8 @@ BAD = {
     "telemetry": (["telemetry", "--from", "2026-01-31T12:00:00+01:00"], "invalid_time"),
     "trust delegate": (["trust", "delegate", "A B"], "invalid_name"),
     "a server without a scheme": (["status", "--server", "localhost:80"], "invalid_address"),
+    "a server with a port that is none": (
+        ["status", "--server", "http://localhost:70000"], "invalid_address"),
     "a fleet that is no folder": (["status", "--fleet", "/nowhere"], "missing_file"),
 }  # fmt: skip
 
@@ -298,8 +332,14 @@ USAGE = {
     "an unknown option": ["device", "list", "--frobnicate"],
     "a missing argument": ["device", "show"],
     "a number that is none": ["rollout", "create", "d", "1.0.0", "--probation-s", "x"],
+    "a ticket for too long": ["device", "enroll", "cam-1", "--valid-hours", "721"],
     "a number below its least": ["rollout", "create", "d", "1.0.0", "--max-failures", "-1"],
 }
+
+
+def test_the_version_is_told(cli):
+    """`--version` is what people are asked for first."""
+    assert cli.run("--version").stdout == f"edgefleet {version('edgefleet')}\n"
 
 
 @pytest.mark.parametrize("case", USAGE)

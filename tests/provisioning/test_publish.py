@@ -317,6 +317,14 @@ def test_bad_input_publishes_nothing(operator, api, model, case):
     assert api.versions == {}
 
 
+def test_one_array_without_a_name_is_no_golden_file(operator, api, model, tmp_path):
+    """What numpy.save writes is refused with the way to name it."""
+    np.save(tmp_path / "x.npy", np.zeros((1, 1, 4), np.float32))
+    told = operator.error(*arguments(model, "1.0.0", "--golden", tmp_path / "x.npy"))
+    assert (told["code"], "numpy.savez" in told["hint"]) == ("bad_npz", True)
+    assert api.uploads == {}
+
+
 def api_fleet(api):
     """The folder that an API stands over."""
     return str(api.online.parent)

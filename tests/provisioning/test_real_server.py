@@ -146,6 +146,8 @@ def test_devices_and_groups_live_their_lives(real, enrolled):
     real.run("group", "create", "berlin", "labels.site == 'berlin'")
     assert real.json("group", "show", "berlin")["devices"] == [enrolled]
     assert [g["name"] for g in real.json("group", "list")] == ["berlin"]
+    real.run("group", "set", "berlin", "labels.site == 'oslo'")
+    assert real.json("group", "show", "berlin")["devices"] == []
     real.run("group", "rm", "berlin")
     assert real.error("group", "show", "berlin", code=1)["code"] == "not_found"
     real.run("device", "add", "other")
@@ -230,7 +232,7 @@ WRONG = {
     "a rollout to no group": ["rollout", "create", "digits", "1.0.0", "--group", "nothing"],
     "a rollout to nobody": ["rollout", "create", "digits", "1.0.0", "--device", "nobody"],
     "a filter of events that is none": ["events", "--filter", "((("],
-    "a ticket for too long": ["device", "ticket", "cam-1", "--valid-hours", "9999999"],
+    "a wave of nobody": ["rollout", "create", "digits", "1.0.0", "--wave", "0"],
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +27,9 @@ Labels = Annotated[
     list[str] | None, typer.Option("--label", help="key=value; repeat it.", show_default=False)
 ]
 Hardware = Annotated[str, typer.Option(help="What it is, as packages name it.")]
-Hours = Annotated[int, typer.Option("--valid-hours", min=1, help="How long the ticket is valid.")]
+Hours = Annotated[
+    int, typer.Option("--valid-hours", min=1, max=720, help="How long the ticket is valid.")
+]
 TicketFile = Annotated[
     Path | None,
     typer.Option("--output", "-o", help="Write the ticket here (0600).", show_default=False),
@@ -57,6 +60,7 @@ def enroll(
 ) -> None:
     """Register a device, if it is not, and make the ticket that enrols it."""
     body = _body(device, label, hardware)
+    _check_output(output)
     try:
         session.api.post("/v1/devices", body)
     except RefusedError as error:
@@ -72,6 +76,7 @@ def ticket(
     session: Session, device: KnownId, valid_hours: Hours = 24, output: TicketFile = None
 ) -> None:
     """Make a ticket: whoever holds it first becomes this device. It works once."""
+    _check_output(output)
     _ticket(session, device, valid_hours, output)
 
 
@@ -158,13 +163,17 @@ def _body(device: str, label: list[str] | None, hardware: str) -> dict[str, Any]
     return {"id": device, "labels": arguments.labels(label or []), "hardware": hardware}
 
 
-def _ticket(session: Session, device: str, hours: int, output: Path | None) -> None:
-    if output and not output.parent.is_dir():
+def _check_output(output: Path | None) -> None:
+    """Refuse a file that cannot be written before anything is made that it should hold."""
+    if output and not (output.parent.is_dir() and os.access(output.parent, os.W_OK)):
         raise InvalidInputError(
-            f"The folder {output.parent} does not exist.",
+            f"The folder {output.parent} does not exist, or may not be written to.",
             code="not_writable",
-            hint="No ticket was made.",
+            hint="Give another --output; nothing was made.",
         )
+
+
+def _ticket(session: Session, device: str, hours: int, output: Path | None) -> None:
     path = f"/v1/devices/{segment(device)}/tickets"
     made = session.api.post(path, {"valid_hours": hours})
     if output is None:
@@ -174,7 +183,8 @@ def _ticket(session: Session, device: str, hours: int, output: Path | None) -> N
     session.output.result(
         {"device": device, "file": str(output.resolve()), "not_after": made["not_after"]},
         f"The ticket for {device} is in {output}, valid until {made['not_after']}, once.\n"
-        f"Next, on the device: edgefleet-agent enroll --ticket-file {output.name}",
+        f"Next, on the device: edgefleet-agent enroll --config agent.toml "
+        f"--ticket-file {output.name}",
     )
 
 

@@ -91,7 +91,10 @@ def status(session: Session) -> None:
         ("server", session.api.server),
         ("devices", f"{document['online']} of {len(devices)} online"),
         ("models", ", ".join(models)),
-        *((f"runs {what}", f"{count} devices") for what, count in sorted(runs.items())),
+        *(
+            (f"runs {what}", f"{count} of {len(devices)} devices")
+            for what, count in sorted(runs.items())
+        ),
         *((f"rollout {r['id']}", f"{r['model']} {r['version']} {r['state']}") for r in rollouts),
     ]
     session.output.details(document, pairs)

@@ -30,6 +30,19 @@ def create(
     session.output.result(found, f"{group} selects {found.get('selector')}")
 
 
+@app.command("set")
+@connected
+def set_(
+    session: Session,
+    group: Known,
+    selector: Annotated[str, typer.Argument(help="For example: labels.site == 'berlin'")],
+) -> None:
+    """Give a group another selector; rollouts that began keep their devices."""
+    path = f"/v1/groups/{segment(group)}"
+    found = session.api.change("PUT", path, {"selector": selector})
+    session.output.result(found, f"{group} selects {found.get('selector')}")
+
+
 @app.command("list")
 @connected
 def list_(session: Session) -> None:

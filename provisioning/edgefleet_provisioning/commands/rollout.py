@@ -81,7 +81,11 @@ def create(
     body |= chosen | {key: value for key, value in options.items() if value}
     made = session.api.post("/v1/rollouts", body)
     if dry_run:
-        session.output.table(made, COLUMNS, rows(made))
+        session.output.table(
+            made,
+            ("wave", "devices", "which"),
+            [(w["name"], len(w["devices"]), " ".join(w["devices"])) for w in made["waves"]],
+        )
     elif watch:
         raise typer.Exit(follow(session, str(made["id"])))
     else:

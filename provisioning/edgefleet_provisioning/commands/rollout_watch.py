@@ -96,6 +96,7 @@ def _draw(rollout: dict[str, Any]) -> Table:
 
 def _line(rollout: dict[str, Any]) -> str:
     waves = "; ".join(
-        " ".join(str(cell) for cell in row if cell not in {None, ""}) for row in rows(rollout)
+        f"{name} {state}" + (f" ({stand})" if stand else "") + (f", {why}" if why else "")
+        for name, state, _, stand, why in rows(rollout)
     )
     return f"{rollout['model']} {rollout['version']} {rollout['state']}: {waves}"
