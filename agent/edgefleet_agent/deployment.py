@@ -138,10 +138,11 @@ class Staging:
                 outcome.message or "The gateway could not load the model.",
                 code=outcome.code or "load_failed",
             )
+        what = "proven in a process of its own" if step is Step.PROVE else "loaded"
         self._ledger.tell(
             step,
             "ready",
-            f"loaded in {outcome.load_ms} ms, ready in {outcome.ready_ms} ms.",
+            f"{what}, ready in {outcome.ready_ms} ms ({outcome.load_ms} ms of them loading).",
             memory_kb=outcome.memory_kb,
             golden_ms=outcome.golden_ms,
         )
