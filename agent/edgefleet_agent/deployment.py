@@ -138,11 +138,10 @@ class Staging:
                 outcome.message or "The gateway could not load the model.",
                 code=outcome.code or "load_failed",
             )
-        what = "proven in a process of its own" if step is Step.PROVE else "loaded"
         self._ledger.tell(
             step,
             "ready",
-            f"{what}, ready in {outcome.ready_ms} ms ({outcome.load_ms} ms of them loading).",
+            f"loaded in {outcome.load_ms} ms, ready in {outcome.ready_ms} ms.",
             memory_kb=outcome.memory_kb,
             golden_ms=outcome.golden_ms,
         )

@@ -42,8 +42,8 @@ class Emitter:
         **data: Any,
     ) -> None:
         """Log a line and queue an event; an outbox that takes nothing never stops the work."""
-        where = f"{slot}: " if slot and not message.startswith(slot) else ""
-        logger.log(_LEVELS[level], "%-9s%s%s", step.value, where, message)
+        where = f" {slot}" if slot else ""
+        logger.log(_LEVELS[level], "%-8s%s: %s", step.value, where, message)
         event = DeviceEvent(
             ts=self._stamp(),
             level=level,
@@ -58,7 +58,7 @@ class Emitter:
         try:
             self._outbox.add("events", event)
         except EdgeFleetError as error:
-            logger.log(_LEVELS["error"], "%-9s%s", Step.REPORT.value, error)
+            logger.log(_LEVELS["error"], "%-8s: %s", Step.REPORT.value, error)
 
     def error(self, step: Step, error: EdgeFleetError, **where: str) -> None:
         """Tell of an error by its code and message."""

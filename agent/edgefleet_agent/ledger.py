@@ -100,8 +100,7 @@ class Ledger:
         )
         self.progress = (0, 0)
         self.write(deployment=deployment)
-        verb = "" if target.mode == "run" else " to stop"
-        self.tell(Step.RECEIVE, "accepted", f"accepted{verb}.")
+        self.tell(Step.RECEIVE, "accepted", f"{_goal(target)} is accepted.")
 
     def move(
         self,
@@ -163,10 +162,8 @@ class Ledger:
     def tell(
         self, step: Step, code: str, message: str, *, level: Level = "info", **data: Any
     ) -> None:
-        """Emit an event of this slot and its deployment; the message begins with the version."""
+        """Emit an event of this slot and its deployment."""
         deployment = self.record.deployment
-        if deployment:
-            message = f"{deployment.target.model} {deployment.target.version}: {message}"
         self._emitter.tell(
             step,
             code,
@@ -201,3 +198,8 @@ class Ledger:
             bytes_total=self.progress[1],
             since=deployment.since,
         )
+
+
+def _goal(target: SlotAssignment) -> str:
+    verb = "run" if target.mode == "run" else "stop"
+    return f"To {verb} {target.model} {target.version}"

@@ -16,7 +16,6 @@ from edgefleet_shared.messages import Policy
 
 EARLY = log(1e-4)
 FINAL = log(0.05)
-WHAT = {"error_rate": "failed", "nonfinite": "hold NaN or infinity"}
 
 
 class Sample(NamedTuple):
@@ -48,7 +47,7 @@ def judge(policy: Policy, elapsed_s: float, baseline: Sample, candidate: Sample)
     """
     over = elapsed_s >= policy.probation_s
     if candidate.crashes > policy.max_crashes:
-        detail = f"Crashes: {candidate.crashes}; allowed: {policy.max_crashes}."
+        detail = f"{candidate.crashes} crashes; {policy.max_crashes} are allowed."
         return Verdict("fail", "crashes", detail)
     answers = candidate.requests + candidate.server_errors
     doubts: list[Verdict] = []
@@ -66,7 +65,7 @@ def judge(policy: Policy, elapsed_s: float, baseline: Sample, candidate: Sample)
     if not over:
         return Verdict("wait")
     if answers < policy.min_requests:
-        detail = f"Only {answers} answers in probation; a verdict needs {policy.min_requests}."
+        detail = f"{answers} answers; {policy.min_requests} are needed for a verdict."
         return Verdict("inconclusive", "", detail)
     return doubts[0] if doubts else Verdict("pass")
 
@@ -78,8 +77,7 @@ _Found = tuple[str, str, float] | None
 def _share(trigger: str, bad: int, total: int, limit: float) -> _Found:
     if not total or bad <= limit * total:
         return None
-    allowed = f"{limit:.2%}" if limit else "none"
-    detail = f"{bad} of {total} answers {WHAT[trigger]}; {allowed} may."
+    detail = f"{bad} of {total} answers; {limit:.2%} are allowed."
     return trigger, detail, _tail(bad, total, limit)
 
 

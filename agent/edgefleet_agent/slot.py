@@ -189,8 +189,8 @@ class Slot:
         if deployment is not None and deployment.state not in DONE:
             if deployment.state in _BEFORE_SWAP:
                 self.ledger.move(_E.SUPERSEDE)
-            elif deployment.state is not _S.PROBATION or self._is_the_same(target):
-                return  # the route is moving and settles first; a probation is no shorter for it
+            elif deployment.state is not _S.PROBATION:
+                return  # the route is moving; it settles first
             elif record.previous and record.previous.digest == target.manifest:
                 self._activation.roll_back("superseded", "The previous version was assigned.")
             else:
@@ -199,11 +199,6 @@ class Slot:
         self._standby_until = 0.0
         self.ledger.begin(target, self._next.blobs)
         self._next = None
-
-    def _is_the_same(self, target: SlotAssignment) -> bool:
-        """Tell whether what is in probation is assigned once more, say by a second rollout."""
-        now = self.ledger.deployment.target
-        return (now.mode, now.manifest) == (target.mode, target.manifest)
 
     def _end_serving(self) -> None:
         """Mode `stop`: the same states, passed at once; there is nothing to watch."""

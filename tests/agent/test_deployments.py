@@ -223,18 +223,6 @@ def test_a_third_version_ends_a_probation_without_a_verdict(world, agent):
     assert agent.gateway.routed("digits") == two.manifest
 
 
-def test_the_same_version_again_does_not_shorten_its_probation(world, agent):
-    """A second rollout of what is in probation waits for the verdict and then finds it current."""
-    brief = Policy(probation_s=1, min_requests=0, standby_s=0, drain_s=0)
-    one = with_policy(world.publish("1.0.0"), brief)
-    agent.assign(one)
-    agent.reaches("probation")
-    agent.assign(msgspec.structs.replace(one, deployment="again"))
-    assert agent.reaches("already_current")["deployment"] == "again"
-    told = agent.event("succeeded")
-    assert (told["deployment"], told["message"]) == (one.deployment, "digits 1.0.0: succeeded.")
-
-
 def test_stop_unroutes_a_slot(world, agent):
     """Mode `stop` ends serving, says so, and a later `run` brings it back."""
     one = succeed(agent, world.publish("1.0.0"))
