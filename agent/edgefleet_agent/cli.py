@@ -1,4 +1,7 @@
-"""The commands: `run`, `enroll`, `status`. Errors are one paragraph; exit 2: yours, 1: ours."""
+"""The commands: `run`, `enroll`, `status`. Errors are one paragraph.
+
+Exit codes: 0 done, 1 it failed, 2 bad input or usage, 3 the fleet manager cannot be reached.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +30,17 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "run":
             return _run(config)
         if options.command == "enroll":
-            return _enroll(config, options.ticket, options.ticket_file)
+            return _enroll(config, options.ticket, options.ticket_file, options.config)
         return _status(config, as_json=options.json)
     except EdgeFleetError as error:
-        return _fail(error, 2 if isinstance(error, InvalidInputError) else 1)
+        return _fail(str(error), _status_of(error))
     except OSError as error:
-        return _fail(error, 1)
+        where = error.filename or "The system"
+        return _fail(
+            f"{where}: {error.strerror or error}. Check state_dir and run_dir, and who may write "
+            f"there.",
+            1,
+        )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -75,7 +83,7 @@ def _run(config: Config) -> int:
     return 0
 
 
-def _enroll(config: Config, ticket: str | None, file: Path | None) -> int:
+def _enroll(config: Config, ticket: str | None, file: Path | None, path: Path | None) -> int:
     from edgefleet_agent.enrollment import enroll
 
     if ticket is None:
@@ -83,8 +91,8 @@ def _enroll(config: Config, ticket: str | None, file: Path | None) -> int:
         ticket = sys.stdin.read() if str(file) == "-" else _read(file)
     identity = enroll(config.state, ticket)
     sys.stdout.write(
-        f"Enrolled as {identity.device} in fleet {identity.fleet}. "
-        f"Start it with 'edgefleet-agent run'.\n"
+        f"Enrolled as {identity.device} in fleet {identity.fleet}.\n"
+        f"Next: edgefleet-agent run{f' --config {path}' if path else ''}\n"
     )
     return 0
 
@@ -94,7 +102,9 @@ def _read(file: Path) -> str:
         return file.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInputError(
-            f"The ticket file {file} cannot be read: {error}.", code="ticket"
+            f"The ticket file {file} cannot be read: {error}.",
+            code="ticket",
+            hint="`edgefleet device ticket DEVICE -o FILE` makes one.",
         ) from error
 
 
@@ -135,6 +145,12 @@ def _lines(status: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _fail(error: Exception, status: int) -> int:
-    sys.stderr.write(f"edgefleet-agent: {error}\n")
+def _status_of(error: EdgeFleetError) -> int:
+    if error.code == "fleet_manager_unreachable":
+        return 3
+    return 2 if isinstance(error, InvalidInputError) else 1
+
+
+def _fail(why: str, status: int) -> int:
+    sys.stderr.write(f"edgefleet-agent: {why}\n")
     return status

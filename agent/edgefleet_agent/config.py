@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import platform
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from edgefleet_shared.errors import InvalidInputError
+
+SOCKET_PATH_BYTES = 107
+"""The longest path that Linux takes for a Unix socket."""
+
+Count = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(ge=0.01)]
 
 
 class Inference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where applications find the models: a Unix socket in `run_dir`, and a loopback address."""
 
     tcp: str = "127.0.0.1:8500"  # '' = no TCP; port 0 = any free port, see run_dir/infer.addr
-    queue_limit: int = 256  # waiting requests a model
-    timeout_s: float = 30.0  # a request without a deadline of its own
-    threads: int = 1  # intra-op threads a worker
-    max_body_bytes: int = 64 * 1024 * 1024
-    orphan_timeout_s: float = 0.0  # gateway ends after this long without agentd; 0 = serves on
+    queue_limit: Count = 256  # waiting requests a model
+    timeout_s: Seconds = 30.0  # a request without a deadline of its own
+    threads: Count = 1  # intra-op threads a worker
+    max_body_bytes: Count = 64 * 1024 * 1024
+    orphan_timeout_s: Annotated[float, Meta(ge=0)] = (
+        0.0  # gateway ends after this long without agentd; 0 = serves on
+    )
 
 
 class Transport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -30,23 +41,25 @@ class Transport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kind: str = "mqtt"
     url: str = ""  # mqtt://host:1883 or mqtts://host:8883
     ca: str = ""  # PEM file of who may sign the broker's certificate; '' = the fleet's device CA
-    keepalive_s: int = 60
-    backoff_max_s: float = 300.0
+    keepalive_s: Annotated[int, Meta(ge=1, le=65535)] = 60
+    backoff_max_s: Seconds = 300.0
 
 
 class Telemetry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How often and how much is reported."""
 
-    interval_s: float = 60.0
-    outbox_max_bytes: int = 16 * 1024 * 1024
+    interval_s: Annotated[float, Meta(ge=0.1)] = 60.0
+    outbox_max_bytes: Count = 16 * 1024 * 1024
 
 
 class Store(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Disk for packages."""
 
-    max_bytes: int = 8 * 1024**3
-    fetch_min_bytes_per_s: int = 256  # slower than this for `fetch_stall_s` is given up and resumed
-    fetch_stall_s: float = 30.0
+    max_bytes: Count = 8 * 1024**3
+    fetch_min_bytes_per_s: Annotated[int, Meta(ge=0)] = (
+        256  # slower than this for `fetch_stall_s` is given up and resumed
+    )
+    fetch_stall_s: Seconds = 30.0
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -89,7 +102,8 @@ def load(path: Path | None, environ: Mapping[str, str] = os.environ) -> Config:
             file.
 
     Raises:
-        InvalidInputError: The file is missing, is not TOML, or holds an unknown or ill-typed key.
+        InvalidInputError: The file is missing, is not TOML, or holds an unknown key or a value that
+            cannot be.
     """
     try:
         fields = tomllib.loads(path.read_text()) if path else {}
@@ -112,6 +126,38 @@ def load(path: Path | None, environ: Mapping[str, str] = os.environ) -> Config:
         ) from error
     # The gateway and its workers run in another folder; a relative path would lead them astray.
     folder = path.resolve().parent if path else Path.cwd()
-    return msgspec.structs.replace(
+    config = msgspec.structs.replace(
         config, state_dir=str(folder / config.state_dir), run_dir=str(folder / config.run_dir)
     )
+    # Said here: in the gateway these would only show as a process that ends again and again.
+    if config.inference.tcp:
+        parse_address(config.inference.tcp)
+    if len(os.fsencode(config.run / "control.sock")) > SOCKET_PATH_BYTES:
+        raise InvalidInputError(
+            f"{config.run} is too long a path for the sockets in it.",
+            code="configuration",
+            hint="Give a run_dir with a shorter path, under /run for example.",
+        )
+    return config
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Return host and port of `HOST:PORT`.
+
+    Raises:
+        InvalidInputError: Malformed, or not a loopback address: the endpoint has no passwords.
+    """
+    host, _, port = text.rpartition(":")
+    host = host.strip("[]")
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+        number = int(port)
+    except ValueError:
+        loopback, number = False, -1
+    if not loopback or not 0 <= number < 65536:
+        raise InvalidInputError(
+            f"{text!r} is no loopback address.",
+            code="configuration",
+            hint="Give inference.tcp as 127.0.0.1:PORT, or '' for none.",
+        )
+    return host, number

@@ -260,7 +260,7 @@ class Daemon:
     def _gateway_down(self, reason: str) -> None:
         self._facts.agent["gateway"] = "down"
         self._parts.emitter.tell(
-            Step.INFER, "gateway_down", f"{reason}; it is started again.", level="error"
+            Step.INFER, "gateway_down", f"{reason} It is started again.", level="error"
         )
         self._changed()
 

@@ -113,7 +113,7 @@ class GatewayLink:
                 self._client = None
                 if self._stop.is_set():
                     return
-                self._events.on_gateway_down("the connection to the gateway broke")
+                self._events.on_gateway_down("The connection to the gateway broke.")
                 if self._clock() - born > STEADY_S:
                     delay = BACKOFF_MIN_S
             self._stop.wait(delay)
@@ -156,9 +156,15 @@ class GatewayLink:
     def _check_child(self) -> None:
         if self._child is not None and (status := self._child.poll()) is not None:
             raise GatewayLostError(
-                f"The gateway ended with status {status} while starting.",
-                hint=f"See {self._run / 'gateway.log'}.",
+                f"The gateway ended with status {status} while starting: {self._last_words()}",
+                hint=f"All of it is in {self._run / 'gateway.log'}.",
             )
+
+    def _last_words(self) -> str:
+        with (self._run / "gateway.log").open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - 2000))
+            lines = log.read().decode(errors="replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "no reason given.")
 
     @staticmethod
     def _reap(child: subprocess.Popen[bytes]) -> None:

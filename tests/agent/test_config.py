@@ -48,6 +48,23 @@ def test_what_does_not_hold_is_refused_with_what_to_do(tmp_path, text):
     assert "docs/reference.md" in refused.value.hint
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["[telemetry]\ninterval_s = 0", "[inference]\nqueue_limit = -5", "[inference]\nthreads = 0",
+     "[inference]\ntimeout_s = 0", "[transport]\nkeepalive_s = 65536",
+     "[inference]\ntcp = 'nonsense'", "[inference]\ntcp = '0.0.0.0:80'",
+     "[inference]\ntcp = '127.0.0.1:65536'", f"run_dir = '{'r' * 120}'"],
+)  # fmt: skip
+def test_a_value_that_cannot_be_is_refused_at_the_start(tmp_path, text):
+    """What would make a loop spin or the gateway end again and again is said at once."""
+    file = tmp_path / "agent.toml"
+    file.write_text(text)
+    with pytest.raises(InvalidInputError) as refused:
+        load(file, {})
+    assert refused.value.code == "configuration"
+    assert refused.value.hint
+
+
 def test_a_missing_file_is_said(tmp_path):
     """A file that was named and is not there is an error, not the defaults."""
     with pytest.raises(InvalidInputError, match="cannot be read"):

@@ -223,7 +223,7 @@ def test_commands_fail_in_one_paragraph(registrar, tmp_path, capsys):
     assert main(["enroll", "--config", str(toml), "--ticket", ticket]) == 2
     assert "was used" in capsys.readouterr().err
     nobody = registrar.ticket(url="http://127.0.0.1:1")
-    assert main(["enroll", "--config", str(toml), "--ticket", nobody]) == 1
+    assert main(["enroll", "--config", str(toml), "--ticket", nobody]) == 3
     text = capsys.readouterr().err
     assert "does not answer" in text
     assert text.count("\n") == 1

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from edgefleet_agent.gateway_link import GatewayLink
 from edgefleet_agent.ipc import control
 from tests.agent.gateways import Control, Gateway, fp32, wait_for
 from tests.models import linear, package, slow
@@ -334,3 +339,47 @@ def test_one_gateway_a_run_folder(gateway):
     gateway.control = Control(gateway.run / "control.sock")
     assert gateway.control.ask(control.Hello).pid == gateway.process.pid
     assert gateway.request("GET", "/v2/health/live")[0] == 200
+
+
+def test_a_taken_address_is_one_line(gateway):
+    """Another program has the port: said with what to do, and nothing is left half open."""
+    options = ["--tcp", gateway.address]
+    run = Path(tempfile.mkdtemp(prefix="ef", dir="/tmp"))
+    command = [part.replace(str(gateway.run), str(run)) for part in gateway.command()]
+    ended = subprocess.run(
+        [*command, *options], capture_output=True, text=True, timeout=20, check=False
+    )
+    shutil.rmtree(run)
+    assert ended.returncode == 2
+    assert ended.stderr.count("\n") == 1
+    assert "cannot be had" in ended.stderr
+
+
+class Told:
+    """Hears what a link calls back."""
+
+    def __init__(self) -> None:
+        self.why = threading.Event()
+        self.reason = ""
+
+    def on_gateway_up(self, client) -> None:
+        """Never: the gateway here cannot start."""
+
+    def on_gateway_down(self, reason: str) -> None:
+        self.reason = reason
+        self.why.set()
+
+    def on_gateway_event(self, event) -> None:
+        """Never, likewise."""
+
+
+def test_agentd_tells_why_the_gateway_ends(tmp_path):
+    """The last words of a gateway that cannot start are in the event, not only in its log."""
+    told = Told()
+    command = [sys.executable, "-c", "raise SystemExit('No room here.')"]
+    link = GatewayLink(tmp_path, command, {}, told)
+    link.start()
+    assert told.why.wait(20)
+    link.stop(end_gateway=True)
+    assert "status 1" in told.reason
+    assert "No room here." in told.reason

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import ipaddress
 import os
 import resource
 import signal
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from edgefleet_agent.config import parse_address
 from edgefleet_agent.gateway.control_server import ControlServer
 from edgefleet_agent.gateway.endpoints import Endpoints
 from edgefleet_agent.gateway.http import Connection
@@ -64,28 +65,6 @@ def lock(run_dir: Path) -> IO[str]:
     return file
 
 
-def parse_address(text: str) -> tuple[str, int]:
-    """Return host and port of `HOST:PORT`.
-
-    Raises:
-        InvalidInputError: Malformed, or not a loopback address: the endpoint has no passwords.
-    """
-    host, _, port = text.rpartition(":")
-    host = host.strip("[]")
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-        number = int(port)
-    except ValueError:
-        loopback, number = False, -1
-    if not loopback or not 0 <= number < 65536:
-        raise InvalidInputError(
-            f"{text!r} is no loopback address.",
-            code="configuration",
-            hint="Give inference.tcp as 127.0.0.1:PORT, or '' for none.",
-        )
-    return host, number
-
-
 class Gateway:
     """Everything of one gateway process."""
 
@@ -134,12 +113,24 @@ class Gateway:
         address = ""
         if options.tcp:
             host, port = parse_address(options.tcp)
-            server = await self._loop.create_server(connect, host, port)
+            server = await self._listen_on(connect, host, port)
             self._servers.append(server)
             address = "{}:{}".format(*server.sockets[0].getsockname()[:2])
         part = options.addr_file.with_suffix(".part")
         part.write_text(address)
         part.replace(options.addr_file)
+
+    async def _listen_on(
+        self, connect: Callable[[], Connection], host: str, port: int
+    ) -> asyncio.Server:
+        try:
+            return await self._loop.create_server(connect, host, port)
+        except OSError as error:
+            raise InvalidInputError(
+                f"The address {host}:{port} cannot be had: {os.strerror(error.errno or 0)}.",
+                code="configuration",
+                hint="Give another inference.tcp; port 0 takes any free port.",
+            ) from error
 
     def _on_agents(self, count: int) -> None:
         """Start or stop the clock that ends a gateway without agentd."""
