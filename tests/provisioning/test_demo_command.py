@@ -1,60 +1,92 @@
-"""The demo as a command: what an interrupt leaves behind, and what --stop says."""
+"""`edgefleet demo` that does not come to its end: interrupted, killed, stopped."""
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from edgefleet_provisioning.demo.digits import build
+from edgefleet_provisioning.demo.processes import is_running
+
 DEMO = [sys.executable, "-m", "edgefleet_provisioning", "demo"]
 
 
-def ours(folder: Path) -> list[str]:
-    """Return the command lines of processes that name a folder."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            text = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if str(folder) in text:
-            found.append(text)
-    return found
+@pytest.fixture
+def home():
+    """A folder with a short path, since Unix sockets lie below it."""
+    folder = Path(tempfile.mkdtemp(prefix="ef", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_demo_leaves_nothing(tmp_path_factory, how):
-    """Neither processes nor folders: the next --keep begins afresh."""
-    home = Path("/tmp") / f"ef-demo-{os.getpid()}-{how}"
-    home.mkdir()
-    try:
-        process = subprocess.Popen(
-            [*DEMO, "--keep"], cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        deadline = time.monotonic() + 60
-        while not (home / "edgefleet-demo" / "cam-1" / "run").exists():
-            assert process.poll() is None, process.communicate()[0]
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        process.send_signal(how)
-        said, _ = process.communicate(timeout=30)
-        assert process.returncode != 0
-        assert "Traceback" not in said
-        assert not (home / "edgefleet-demo").exists()
-        assert ours(home / "edgefleet-demo") == []
-    finally:
-        home.rmdir()
-
-
-def test_there_is_nothing_to_stop(tmp_path):
-    """Without a kept demo, --stop says where it looked."""
-    done = subprocess.run(
-        [*DEMO, "--stop"], cwd=tmp_path, capture_output=True, text=True, check=False
+def begin(home):
+    """Start `demo --keep` and wait until the fleet manager runs; return it and the pids."""
+    process = subprocess.Popen(
+        [*DEMO, "--keep"], cwd=home, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    assert done.returncode == 2
-    assert "No kept demo" in done.stderr
+    pids = home / "edgefleet-demo" / "pids.json"
+    deadline = time.monotonic() + 60
+    while not pids.exists() or "cloud" not in pids.read_text():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return process, json.loads(pids.read_text()).values()
+
+
+def stop(home):
+    """Run `demo --stop`."""
+    return subprocess.run(
+        [*DEMO, "--stop"], cwd=home, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_an_interrupted_demo_leaves_nothing(home):
+    """Ctrl-C ends every process and removes the folder, also with --keep."""
+    process, pids = begin(home)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) != 0
+    assert not any(is_running(pid, home) for pid in pids)
+    assert list(home.iterdir()) == []
+
+
+def test_a_killed_demo_can_be_stopped(home):
+    """What `kill -9` left running is ended by --stop, and its folder is removed."""
+    process, pids = begin(home)
+    process.kill()
+    process.wait()
+    assert any(is_running(pid, home) for pid in pids)
+    ended = stop(home)
+    assert ended.returncode == 0, ended.stderr
+    assert not any(is_running(pid, home) for pid in pids)
+    assert list(home.iterdir()) == []
+
+
+def test_stop_leaves_a_folder_of_somebody_else_alone(home):
+    """Only what a demo made is removed."""
+    (home / "edgefleet-demo").mkdir()
+    (home / "edgefleet-demo" / "thesis.txt").write_text("x")
+    ended = stop(home)
+    assert ended.returncode == 2
+    assert "No kept demo" in ended.stderr
+    assert (home / "edgefleet-demo" / "thesis.txt").exists()
+
+
+def test_ctrl_c_during_training_is_not_swallowed(tmp_path):
+    """scikit-learn takes it for the wish for a model that is half trained."""
+    timer = threading.Timer(0.9, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            build(tmp_path)
+    finally:
+        timer.cancel()

@@ -20,11 +20,16 @@ from rich.table import Table
 
 from edgefleet_provisioning.commands.session import JsonOption
 from edgefleet_provisioning.demo.narrator import Narrator
-from edgefleet_provisioning.demo.processes import is_running
+from edgefleet_provisioning.demo.processes import PIDS, is_running
 from edgefleet_shared.errors import EdgeFleetError, InvalidInputError
 
 KEPT = Path("edgefleet-demo")
-PIDS = "pids.json"
+WHY = {
+    "nonfinite": "it answered NaN",
+    "latency": "it was too slow",
+    "error_rate": "it failed requests",
+    "crashes": "it crashed",
+}
 NEEDED = ("edgefleet_agent", "edgefleet_cloud", "onnxruntime", "skl2onnx", "sklearn")
 
 
@@ -43,7 +48,6 @@ def demo(
         _stop_kept(KEPT)
         return
     _check_installed()
-    folder = _make_folder(keep=keep)
     narrator = Narrator(to_stderr=as_json)
     signal.signal(signal.SIGTERM, _interrupt)
     done = False
@@ -51,8 +55,13 @@ def demo(
     from edgefleet_provisioning.demo.fleet import Fleet
     from edgefleet_provisioning.demo.story import Story
 
+    folder = _make_folder(keep=keep)
     fleet = Fleet(folder, devices, narrator)
     story = Story(fleet, narrator)
+    narrator.note(
+        f"A fleet manager, a broker and {devices} devices, all real, on this machine. It takes "
+        "about half a minute; Ctrl-C ends it and leaves nothing behind."
+    )
     try:
         result = story.tell()
         done = True
@@ -65,6 +74,7 @@ def demo(
     finally:
         story.stop_listening()
         if not (keep and done):
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C leaves no half of it
             fleet.close()
             shutil.rmtree(folder, ignore_errors=True)
     _show(narrator, result)
@@ -117,7 +127,8 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
 
 
 def _show(narrator: Narrator, result: dict[str, Any]) -> None:
-    table = Table(title="What happened")
+    narrator.chapter("What happened")
+    table = Table()
     for column in ("rollout", "state", "succeeded", "rolled back", "untouched", "seconds"):
         table.add_column(column)
     for rollout in result["rollouts"]:
@@ -139,13 +150,14 @@ def _show(narrator: Narrator, result: dict[str, Any]) -> None:
         f"Swap 1.0.0 -> 2.0.0 under load: {swap['failed']} of {swap['requests']} failed, p99 "
         f"{swap['p99_ms_before']} -> {swap['p99_ms_during']} ms, longest gap "
         f"{swap['longest_gap_ms']} ms.\n"
-        f"{back['from']} went back to {back['to']} by itself after {back['seconds']} s "
-        f"({back['trigger']}). Whole story: {result['seconds']} s."
+        f"{back['from']} was sent back to {back['to']} by the device itself after "
+        f"{back['seconds']} s, because {WHY.get(back['trigger'], back['trigger'])}. "
+        f"Whole story: {result['seconds']} s."
     )
 
 
 def _explain(narrator: Narrator, fleet: Any) -> None:
-    (fleet.folder / PIDS).write_text(json.dumps(fleet.processes.pids()))
+    activate = Path(sys.prefix, "bin", "activate")
     name = fleet.names[0]
     narrator.note(
         f"\nThe fleet runs on in {fleet.folder}:\n"
@@ -153,35 +165,38 @@ def _explain(narrator: Narrator, fleet: Any) -> None:
         f"  broker  {fleet.ready['broker']}\n"
         + "".join(f"  {n:<7} http://{fleet.infer_address(n)}/v2\n" for n in fleet.names)
         + "Try next:\n"
-        f"  export EDGEFLEET_FLEET={fleet.folder / 'fleet'}\n"
+        + (f"  . {activate}\n" if activate.exists() else "")
+        + f"  export EDGEFLEET_FLEET={fleet.folder / 'fleet'}\n"
         "  edgefleet status\n"
         "  edgefleet events --follow\n"
         f"  edgefleet device history {name}\n"
         f"  curl http://{fleet.infer_address(name)}/v2/models/digits\n"
-        "  edgefleet demo --stop"
+        "  edgefleet demo --stop    (in this folder; it removes its files too)"
     )
 
 
 def _stop_kept(folder: Path) -> None:
     """End what `--keep` left, agents before the fleet manager, and remove its folder."""
-    try:
-        pids: dict[str, int] = json.loads((folder / PIDS).read_text())
-    except FileNotFoundError:
+    folder = folder.resolve()
+    if not (folder / "logs").is_dir():
         raise InvalidInputError(
-            f"No kept demo in {folder.resolve()}.",
+            f"No kept demo in {folder}.",
             code="not_found",
             hint="Run `edgefleet demo --stop` where `edgefleet demo --keep` was run.",
-        ) from None
-    ours = [pid for pid in reversed(pids.values()) if is_running(pid)]
+        )
+    pids: dict[str, int] = {}
+    with contextlib.suppress(FileNotFoundError):  # it was killed before it began anything
+        pids = json.loads((folder / PIDS).read_text())
+    ours = [pid for pid in reversed(pids.values()) if is_running(pid, folder)]
     for pid in ours:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + 15.0
-    while any(is_running(pid) for pid in ours):
+    while any(is_running(pid, folder) for pid in ours):
         if time.monotonic() > deadline:
             raise EdgeFleetError(
                 f"Some of {ours} do not end.", code="demo_process", hint="End them by hand."
             )
         time.sleep(0.05)
     shutil.rmtree(folder)
-    sys.stdout.write(f"Ended {', '.join(pids)}; removed {folder}.\n")
+    sys.stdout.write(f"Ended {', '.join(pids) or 'nothing'}; removed {folder}.\n")

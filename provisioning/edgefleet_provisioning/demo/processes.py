@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,12 +17,18 @@ from typing import Any
 from edgefleet_shared.errors import UnavailableError
 
 STOP_S = 10.0
+PIDS = "pids.json"
 
 
 class Processes:
-    """Processes of one demo; each logs into `folder/logs/<name>.log`."""
+    """Processes of one demo; each logs into `folder/logs/<name>.log`.
+
+    `folder/pids.json` names them as long as they may run: a demo that was killed can be ended.
+    """
 
     def __init__(self, folder: Path) -> None:
+        self._pids = folder / PIDS
+        self._lock = threading.Lock()
         self._logs = folder / "logs"
         self._logs.mkdir(parents=True, exist_ok=True)
         self._running: dict[str, subprocess.Popen[bytes]] = {}
@@ -30,7 +37,7 @@ class Processes:
         """Start a process in a session of its own; an ended one of that name is forgotten."""
         if ended := self._running.pop(name, None):
             ended.wait(STOP_S)
-        with (self._logs / f"{name}.log").open("ab") as log:
+        with self._lock, (self._logs / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, *argv],
                 stdin=subprocess.DEVNULL,
@@ -38,7 +45,9 @@ class Processes:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self._running[name] = process
+            self._running[name] = process
+            pids = {name: process.pid for name, process in self._running.items()}
+            self._pids.write_text(json.dumps(pids))
         return process
 
     def wait_for(self, name: str, what: str, ready: Callable[[], bool], seconds: float) -> None:
@@ -84,19 +93,15 @@ class Processes:
                 process.wait()
         self._running.clear()
 
-    def pids(self) -> dict[str, int]:
-        """Return the process ids by name."""
-        return {name: process.pid for name, process in self._running.items()}
 
-
-def is_running(pid: int) -> bool:
-    """Return whether `pid` is one of our processes and not yet a zombie; numbers are reused."""
+def is_running(pid: int, folder: Path) -> bool:
+    """Return whether `pid` is a process of the demo in `folder`, and no zombie: pids are reused."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False
-    return "State:\tZ" not in status and b"edgefleet" in command
+    return "State:\tZ" not in status and os.fsencode(folder) in command
 
 
 def run(argv: Sequence[str], seconds: float = 60.0) -> str:

@@ -129,9 +129,9 @@ class Story:
         if receipts:
             last = receipts[-1]
             self._narrator.say(
-                f"{self._fleet.names[0]}  {last['kind']} {last['from_version'] or 'nothing'} -> "
-                f"{last['to_version']}: {last['in_flight']} requests in flight, "
-                f"{last['failed']} failed",
+                f"{self._fleet.names[0]}  its receipt: from {last['from_version'] or 'nothing'} "
+                f"to {last['to_version']} with {last['in_flight']} requests under way, "
+                f"{last['failed']} of them lost",
                 Step.REPORT,
             )
 
