@@ -15,14 +15,16 @@ from edgefleet_cloud import migrations
 from edgefleet_cloud.app import create_app
 from edgefleet_cloud.auth.devices import DeviceAccess
 from edgefleet_cloud.auth.service import TokenService
+from edgefleet_cloud.authority.issuing import DeviceCa
+from edgefleet_cloud.authority.service import Certificates
 from edgefleet_cloud.blobs.disk import DiskBlobs
 from edgefleet_cloud.blobs.service import Uploads
+from edgefleet_cloud.broker.disconnect import UntoldBroker
 from edgefleet_cloud.broker.service import BrokerService
 from edgefleet_cloud.config import Config, Limits
 from edgefleet_cloud.database import Database
 from edgefleet_cloud.devices.keys import DeviceKeys
 from edgefleet_cloud.devices.service import Devices
-from edgefleet_cloud.enrollments.certificates import DeviceCa
 from edgefleet_cloud.enrollments.service import Addresses, Enrollments
 from edgefleet_cloud.events.feed import EventFeed
 from edgefleet_cloud.events.service import EventLog
@@ -87,12 +89,13 @@ def compose(config: Config) -> Program:
     access = DeviceAccess(config.fleet, origin(config.api_url), DeviceKeys(database), system_clock)
     with database.write() as session:
         models.recover(session)
+    certificates = Certificates(config.fleet, DeviceCa.load(config.keys), UntoldBroker())
     devices = Devices(events, desired)
     groups = Groups(events, devices)
     broker = BrokerService(config)
     enrollments = Enrollments(
         config.fleet,
-        DeviceCa.load(config.keys),
+        certificates,
         trust,
         devices,
         events,

@@ -83,6 +83,20 @@ class DeviceKeys(Protocol):
         ...
 
 
+class Disconnector(Protocol):
+    """Ends what a revoked device holds at the broker."""
+
+    def disconnect(self, device_id: str) -> None:
+        """End a device's connection and keep it from coming back with what was revoked.
+
+        Called after the revocation is on disk, in the writer's thread, outside the transaction. On
+        return the work is done or under way; a broker that cannot be reached now is tried again
+        until it has been told. Its session, queue and retained messages are gone afterwards.
+        Calling it again, also for a device that is not connected, does no harm.
+        """
+        ...
+
+
 class Director(Protocol):
     """Signs what devices should run."""
 

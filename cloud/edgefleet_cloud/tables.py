@@ -5,6 +5,7 @@ from __future__ import annotations
 from sqlmodel import SQLModel
 
 from edgefleet_cloud.auth import tables as auth
+from edgefleet_cloud.authority import tables as authority
 from edgefleet_cloud.blobs import tables as blobs
 from edgefleet_cloud.devices import tables as devices
 from edgefleet_cloud.enrollments import tables as enrollments
@@ -18,6 +19,6 @@ from edgefleet_cloud.rollouts import tables as rollouts
 METADATA = SQLModel.metadata
 
 __all__ = [
-    "METADATA", "auth", "blobs", "devices", "enrollments", "events", "groups", "idempotency",
-    "models", "reports", "rollouts",
+    "METADATA", "auth", "authority", "blobs", "devices", "enrollments", "events", "groups",
+    "idempotency", "models", "reports", "rollouts",
 ]  # fmt: skip

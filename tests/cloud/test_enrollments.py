@@ -14,10 +14,12 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from cryptography.x509.verification import PolicyBuilder, Store
 
+from edgefleet_cloud.authority.issuing import DeviceCa
+from edgefleet_cloud.authority.requests import describe
+from edgefleet_cloud.authority.service import Certificates
 from edgefleet_cloud.devices.keys import DeviceKeys
 from edgefleet_cloud.devices.service import Devices
 from edgefleet_cloud.enrollments import tickets
-from edgefleet_cloud.enrollments.certificates import DeviceCa, describe
 from edgefleet_cloud.enrollments.service import Addresses, Enrollments
 from edgefleet_cloud.enrollments.tables import TicketRow
 from edgefleet_cloud.errors import ConflictError, ForbiddenError, NotFoundError
@@ -25,6 +27,7 @@ from edgefleet_cloud.events.feed import EventFeed
 from edgefleet_cloud.events.service import EventLog
 from edgefleet_shared.errors import InvalidInputError, UnavailableError
 from edgefleet_shared.identifiers import sha256_digest
+from tests.fakes.disconnector import RecordingDisconnector
 
 DAY = timedelta(days=1)
 ADDRESSES = Addresses("http://fleet.example:8080", "mqtt://fleet.example:1883")
@@ -51,14 +54,19 @@ class Office:
         self.root = (folder.metadata / "1.root.json").read_bytes()
         log = EventLog(EventFeed())
         self.devices = Devices(log)
+        self.broker = RecordingDisconnector()
+
+        def clock() -> datetime:
+            return self.now
+
         self.service = Enrollments(
             "demo",
-            DeviceCa.load(folder.online / "keys"),
+            Certificates("demo", DeviceCa.load(folder.online / "keys"), self.broker, clock),
             self,
             self.devices,
             log,
             lambda: ADDRESSES,
-            lambda: self.now,
+            clock,
         )
         with database.write() as session:
             for name in ("cam-1", "cam-2"):

@@ -8,9 +8,11 @@ from typing import NamedTuple
 
 from sqlmodel import Session
 
+from edgefleet_cloud.authority import requests
+from edgefleet_cloud.authority.service import Certificates
 from edgefleet_cloud.devices.service import Devices, refuse_decommissioned
 from edgefleet_cloud.devices.tables import ENROLLED, DeviceRow
-from edgefleet_cloud.enrollments import certificates, repository, tickets
+from edgefleet_cloud.enrollments import repository, tickets
 from edgefleet_cloud.enrollments.tables import TicketRow
 from edgefleet_cloud.errors import ForbiddenError
 from edgefleet_cloud.ports import Catalog, Clock, EventSink, system_clock
@@ -50,7 +52,7 @@ class Enrollments:
 
     Args:
         fleet: The fleet's name.
-        ca: Signs certificates.
+        certificates: Signs and remembers them.
         catalog: Knows the first TUF root, on which a device pins its trust.
         devices: Finds devices.
         events: Told of tickets, enrolments and refusals.
@@ -61,7 +63,7 @@ class Enrollments:
     def __init__(
         self,
         fleet: str,
-        ca: certificates.DeviceCa,
+        certificates: Certificates,
         catalog: Catalog,
         devices: Devices,
         events: EventSink,
@@ -69,7 +71,7 @@ class Enrollments:
         clock: Clock = system_clock,
     ) -> None:
         self._fleet = fleet
-        self._ca = ca
+        self._certificates = certificates
         self._catalog = catalog
         self._devices = devices
         self._events = events
@@ -111,12 +113,11 @@ class Enrollments:
             ForbiddenError: The ticket is unknown, used or expired (code `ticket_refused`).
             ConflictError: The device is decommissioned.
         """
-        key = certificates.read_request(request)
+        key = requests.read_request(request)
         ticket = tickets.decode(text)
-        now = self._clock()
-        described = certificates.describe(key)
+        described = requests.describe(key)
         row, again = self._redeem(session, ticket, described.digest)
-        certificate = self._ca.sign(key, self._fleet, row.id, now)
+        certificate = self._certificates.issue(session, row.id, key)
         if not again:
             # A new key starts a new life: what the old one numbered says nothing about it.
             row.state, row.public_key, row.key = ENROLLED, described.pem, described.digest
@@ -130,7 +131,7 @@ class Enrollments:
             self._fleet,
             row.id,
             certificate,
-            self._ca.pem,
+            self._certificates.ca.pem,
             self._catalog.first_root(),
             self._addresses(),
             row.counter,

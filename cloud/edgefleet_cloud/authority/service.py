@@ -1,0 +1,71 @@
+"""Certificates given, remembered and revoked. The caller owns the session and its commit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+from sqlmodel import Session
+
+from edgefleet_cloud.authority import repository
+from edgefleet_cloud.authority.issuing import DeviceCa, Revoked
+from edgefleet_cloud.authority.requests import describe
+from edgefleet_cloud.authority.tables import CertificateRow
+from edgefleet_cloud.database import after_commit
+from edgefleet_cloud.ports import Clock, Disconnector, system_clock
+from edgefleet_shared.times import format_time, parse_time
+
+
+class Certificates:
+    """Gives certificates to devices and takes them back.
+
+    Args:
+        fleet: The fleet's name.
+        ca: Signs.
+        disconnector: Told of a device whose certificates were revoked, once that is on disk.
+        clock: Tells the time.
+    """
+
+    def __init__(
+        self, fleet: str, ca: DeviceCa, disconnector: Disconnector, clock: Clock = system_clock
+    ) -> None:
+        self.ca = ca
+        self._fleet = fleet
+        self._disconnector = disconnector
+        self._clock = clock
+
+    def issue(self, session: Session, device_id: str, key: EllipticCurvePublicKey) -> str:
+        """Return a new certificate of a device as PEM; it is remembered by its serial number."""
+        pem = self.ca.sign(key, self._fleet, device_id, self._clock())
+        certificate = x509.load_pem_x509_certificate(pem.encode())
+        session.add(
+            CertificateRow(
+                serial=f"{certificate.serial_number:X}",
+                device=device_id,
+                key=describe(key).digest,
+                issuer=self.ca.issuers[0].digest,
+                not_before=format_time(certificate.not_valid_before_utc),
+                not_after=format_time(certificate.not_valid_after_utc),
+            )
+        )
+        return pem
+
+    def revoke_device(self, session: Session, device_id: str, reason: str) -> int:
+        """Revoke all certificates of a device; once that is on disk, its connection is ended.
+
+        Returns:
+            How many certificates counted until now.
+        """
+        found = repository.revoke(session, device_id, format_time(self._clock()), reason)
+        after_commit(session, lambda: self._disconnector.disconnect(device_id))
+        return found
+
+    def revoked(self, session: Session) -> Sequence[Revoked]:
+        """Return what a revocation list must hold: what was revoked and would still be valid."""
+        rows = repository.revoked(session, format_time(self._clock()))
+        return [Revoked(int(row.serial, 16), parse_time(row.revoked or "")) for row in rows]
+
+    def of_device(self, session: Session, device_id: str) -> Sequence[CertificateRow]:
+        """Return a device's certificates, newest first."""
+        return repository.of_device(session, device_id)

@@ -1,0 +1,29 @@
+"""The certificates' table. Times are RFC 3339 UTC text in the form of `times.format_time`."""
+
+from __future__ import annotations
+
+from sqlmodel import Field, SQLModel
+
+
+class CertificateRow(SQLModel, table=True):
+    """One certificate that a device was given.
+
+    Attributes:
+        serial: Its serial number in hexadecimal, as OpenSSL writes it.
+        device: Whose it is.
+        key: Digest of the key's SPKI DER.
+        issuer: Digest of the key that signed it.
+        revoked: Since when it counts no more, or None.
+        reason: Why it was revoked; '' if it was not.
+    """
+
+    __tablename__ = "certificates"
+
+    serial: str = Field(primary_key=True)
+    device: str = Field(foreign_key="devices.id", index=True)
+    key: str
+    issuer: str = Field(index=True)
+    not_before: str
+    not_after: str
+    revoked: str | None = None
+    reason: str = ""
