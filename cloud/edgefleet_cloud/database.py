@@ -19,6 +19,7 @@ from edgefleet_shared.errors import InvalidInputError, UnavailableError
 _log = logging.getLogger(__name__)
 _BUSY_S = 15
 _CALLBACKS = "after_commit"
+_REASON = "reason"
 
 
 class Database:
@@ -86,6 +87,16 @@ def after_commit(session: Session, callback: Callable[[], None]) -> None:
     sessions of its own. What it raises is logged: the commit stands.
     """
     session.info.setdefault(_CALLBACKS, []).append(callback)
+
+
+def give_reason(session: Session, reason: str) -> None:
+    """Say why what happens in this transaction happens; events take it up."""
+    session.info[_REASON] = reason
+
+
+def reason_of(session: Session) -> str:
+    """Return why this transaction happens, as far as anybody said; else ''."""
+    return str(session.info.get(_REASON, ""))
 
 
 class _ReadSession(Session):

@@ -60,8 +60,11 @@ class EventSink(Protocol):
         message: str,
         actor: str = "",
         data: Mapping[str, Any] | None = None,
-    ) -> int:
-        """Append one event and return its number.
+        reason: str = "",
+        before: Mapping[str, Any] | None = None,
+        after: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Append one event.
 
         Args:
             session: The transaction that does what the event tells.
@@ -71,6 +74,11 @@ class EventSink(Protocol):
             message: One sentence.
             actor: Who did it, for example `token/admin` or `devices/cam-1`; '' = the server.
             data: Details, JSON.
+            reason: Why, in the words of who did it; '' = the words that came with the request
+                (`database.reason_of`), if any.
+            before: What was there, JSON; None if the event made it, or changes nothing. Never a
+                secret, nor the hash of one.
+            after: What is there now; None if the event took it away, or changes nothing.
         """
         ...
 

@@ -10,9 +10,10 @@ from typing import Annotated, Any, TypeVar, cast
 from fastapi import Depends, Header, Request, Response
 from sqlmodel import Session
 
-from edgefleet_cloud.database import Database
+from edgefleet_cloud.database import Database, give_reason
 from edgefleet_cloud.errors import PreconditionError
 from edgefleet_shared.errors import InvalidInputError
+from edgefleet_shared.reasons import decode_reason
 
 T = TypeVar("T")
 
@@ -39,11 +40,20 @@ def part(kind: type[T]) -> Callable[[Request], Coroutine[Any, Any, T]]:
 
 
 class RequestDatabase:
-    """The database as one request sees it: its first write also claims its Idempotency-Key."""
+    """The database as one request sees it: its first write also claims its Idempotency-Key.
 
-    def __init__(self, database: Database, claim: Callable[[Session], None] | None) -> None:
+    Args:
+        database: The server's.
+        claim: Claims the key in the first writing transaction.
+        reason: Why the caller asks; the events of every transaction take it up.
+    """
+
+    def __init__(
+        self, database: Database, claim: Callable[[Session], None] | None, reason: str = ""
+    ) -> None:
         self._database = database
         self._claim = claim
+        self._reason = reason
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -55,15 +65,26 @@ class RequestDatabase:
     def write(self) -> Iterator[Session]:
         """Yield a session; committed at the end, rolled back if an exception leaves the block."""
         with self._database.write() as session:
+            give_reason(session, self._reason)
             if self._claim:
                 self._claim(session)
                 self._claim = None
             yield session
 
 
-async def _request_database(request: Request) -> RequestDatabase:
+ReasonHeader = Annotated[
+    str,
+    Header(
+        alias="Edgefleet-Reason",
+        description="Why, for the record: at most 500 characters, UTF-8, percent-encoded.",
+    ),
+]
+
+
+async def _request_database(request: Request, reason: ReasonHeader = "") -> RequestDatabase:
     parts: Parts = request.app.state.parts
-    return RequestDatabase(parts.get(Database), getattr(request.state, "claim", None))
+    claim = getattr(request.state, "claim", None)
+    return RequestDatabase(parts.get(Database), claim, decode_reason(reason))
 
 
 async def _actor(request: Request) -> str:

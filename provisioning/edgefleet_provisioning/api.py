@@ -14,6 +14,7 @@ import httpx
 from edgefleet_provisioning import problems
 from edgefleet_provisioning.errors import RefusedError, UnreachableError
 from edgefleet_provisioning.settings import Connection
+from edgefleet_shared import reasons
 from edgefleet_shared.errors import InvalidInputError
 
 TIMEOUT = httpx.Timeout(30.0, connect=5.0)
@@ -35,9 +36,13 @@ class Api:
 
     Args:
         connection: Where, and as whom.
+        reason: Why, for the record of what is changed.
+
+    Raises:
+        InvalidInputError: The address, token or reason cannot be used.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, reason: str = "") -> None:
         self.server = connection.server
         headers = {"User-Agent": "edgefleet", "Accept": "application/json"}
         if connection.token:
@@ -48,6 +53,8 @@ class Api:
                 code="bad_token",
                 hint="Look for a space or a line break in it.",
             )
+        if reason:
+            headers[reasons.HEADER] = reasons.encode_reason(reason)
         url = _base_url(connection.server)
         self._http = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT)
 

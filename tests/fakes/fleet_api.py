@@ -25,6 +25,7 @@ class FleetApi:
     Attributes:
         answers: (method, path) to (status, document), for resources that are not played.
         asked: Every request: (method, path with query, decoded body or bytes).
+        reasons: The header `Edgefleet-Reason` of every request, '' where there was none.
         cuts: Offsets at which an upload's connection is cut once, the bytes before it kept.
     """
 
@@ -37,6 +38,7 @@ class FleetApi:
         self.versions: dict[tuple[str, str], dict] = {}
         self.answers: dict[tuple[str, str], tuple[int, object]] = {}
         self.asked: list[tuple[str, str, object]] = []
+        self.reasons: list[str] = []
         self.cuts: list[int] = []
         self.lock = threading.Lock()
         handler = type("Handler", (_Handler,), {"fleet": self})
@@ -77,6 +79,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         path = unquote(urlsplit(self.path).path)
+        self.fleet.reasons.append(self.headers.get("Edgefleet-Reason", ""))
         length = int(self.headers.get("Content-Length", 0))
         try:
             self._check_token()

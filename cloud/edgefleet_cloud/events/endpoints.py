@@ -39,6 +39,9 @@ class Event(BaseModel):
                     "actor": "devices/cam-1",
                     "message": "cam-1 enrolled.",
                     "data": {},
+                    "reason": "",
+                    "before": {"state": "new"},
+                    "after": {"state": "enrolled"},
                 }
             ]
         }
@@ -52,6 +55,9 @@ class Event(BaseModel):
     actor: str
     message: str
     data: dict[str, Any]
+    reason: str
+    before: dict[str, Any] | None
+    after: dict[str, Any] | None
 
 
 @router.get(

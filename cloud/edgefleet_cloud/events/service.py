@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlmodel import Session
 
-from edgefleet_cloud.database import after_commit
+from edgefleet_cloud.database import after_commit, reason_of
 from edgefleet_cloud.events import repository
 from edgefleet_cloud.events.feed import EventFeed
 from edgefleet_cloud.events.tables import EventRow
@@ -43,8 +43,11 @@ class EventLog:
         message: str,
         actor: str = "system",
         data: Mapping[str, Any] | None = None,
-    ) -> int:
-        """Append one event in the caller's transaction and return its number."""
+        reason: str = "",
+        before: Mapping[str, Any] | None = None,
+        after: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Append one event in the caller's transaction."""
         row = EventRow(
             ts=format_time(self._clock()),
             type=type,
@@ -53,14 +56,15 @@ class EventLog:
             actor=actor or "system",
             message=message[:MESSAGE_CHARACTERS],
             data=dict(data or {}),
+            reason=reason or reason_of(session),
+            before=None if before is None else dict(before),
+            after=None if after is None else dict(after),
         )
         session.add(row)
         session.flush()
         if not session.info.get(_RINGING):
             session.info[_RINGING] = True
             after_commit(session, self.feed.ring)
-        assert row.id is not None
-        return row.id
 
     def page(self, session: Session, query: PageQuery) -> tuple[Sequence[EventRow], str]:
         """Return one page and the token of the next.

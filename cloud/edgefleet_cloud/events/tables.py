@@ -9,7 +9,13 @@ from sqlmodel import Field, SQLModel
 
 
 class EventRow(SQLModel, table=True):
-    """One thing that happened. `id` only grows and is never given twice."""
+    """One thing that happened. `id` only grows and is never given twice.
+
+    Attributes:
+        reason: Why, in the words of whoever did it.
+        before: What was there; None if the event made it, or changed nothing.
+        after: What was there afterwards; None if the event took it away, or changed nothing.
+    """
 
     __tablename__ = "events"
     __table_args__ = {"sqlite_autoincrement": True}
@@ -22,3 +28,10 @@ class EventRow(SQLModel, table=True):
     actor: str
     message: str
     data: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    reason: str = ""
+    before: dict[str, Any] | None = Field(
+        default=None, sa_column=Column(JSON(none_as_null=True), nullable=True)
+    )
+    after: dict[str, Any] | None = Field(
+        default=None, sa_column=Column(JSON(none_as_null=True), nullable=True)
+    )

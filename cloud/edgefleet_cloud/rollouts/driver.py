@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import select
 from sqlmodel import Session, col
 
+from edgefleet_cloud.database import reason_of
 from edgefleet_cloud.devices.tables import DeviceRow
 from edgefleet_cloud.ports import Clock, EventSink
 from edgefleet_cloud.rollouts import repository
@@ -100,7 +101,7 @@ class Driver:
         Raises:
             InvalidInputError: code `transition`: this cannot happen in its state.
         """
-        old = row.state
+        old, reason = row.state, reason or reason_of(session)
         state = advance(ROLLOUT, RolloutState(old), event)
         now = format_time(self._clock())
         row.state, row.pause_code = state.value, pause_code

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from sqlmodel import Session
 
-from edgefleet_cloud.database import after_commit
+from edgefleet_cloud.database import after_commit, reason_of
 from edgefleet_cloud.errors import NotFoundError
 from edgefleet_cloud.filters import parse
 from edgefleet_cloud.paging import PageQuery, paginate
@@ -90,7 +90,7 @@ class Rollouts:
             size=release.size,
             release_counter=release.release_counter,
             state=RolloutState.DRAFT.value,
-            reason=wish.reason,
+            reason=wish.reason or reason_of(session),
             actor=actor,
             gate=wish.gate.model_dump(),
             policy=policy,

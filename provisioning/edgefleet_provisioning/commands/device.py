@@ -10,7 +10,7 @@ import typer
 
 from edgefleet_provisioning.api import segment
 from edgefleet_provisioning.commands import arguments, completion
-from edgefleet_provisioning.commands.session import Session, connected
+from edgefleet_provisioning.commands.session import Session, connected, reading
 from edgefleet_provisioning.durable import PRIVATE, write_file
 from edgefleet_provisioning.errors import RefusedError
 from edgefleet_shared.errors import InvalidInputError
@@ -81,7 +81,7 @@ def ticket(
 
 
 @app.command("list")
-@connected
+@reading
 def list_(
     session: Session,
     selector: Annotated[
@@ -100,7 +100,7 @@ def list_(
 
 
 @app.command("show")
-@connected
+@reading
 def show(session: Session, device: KnownId) -> None:
     """Show a device: what it should run beside what it runs."""
     path = f"/v1/devices/{segment(device)}"
@@ -130,7 +130,7 @@ def label_(
 
 
 @app.command("history")
-@connected
+@reading
 def history(
     session: Session,
     device: KnownId,

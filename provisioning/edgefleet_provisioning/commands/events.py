@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 import typer
 
 from edgefleet_provisioning.commands import arguments, completion
-from edgefleet_provisioning.commands.session import Session, connected
+from edgefleet_provisioning.commands.session import Session, reading
 from edgefleet_provisioning.errors import UnreachableError
 from edgefleet_shared.states import RolloutState
 
@@ -19,7 +19,7 @@ PATIENCE_S = 60.0
 ACTIVE = {RolloutState.RUNNING, RolloutState.PAUSED, RolloutState.ROLLING_BACK}
 
 
-@connected
+@reading
 def events(
     session: Session,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as they happen.")] = False,
@@ -37,7 +37,7 @@ def events(
             _show(session, event)
 
 
-@connected
+@reading
 def telemetry(
     session: Session,
     slot: Annotated[
@@ -66,7 +66,7 @@ def telemetry(
         session.output.note(f"{gap['device']} lost {gap['missing']} items of {gap['stream']}.")
 
 
-@connected
+@reading
 def status(session: Session) -> None:
     """Show the fleet at a glance."""
     devices = session.api.items("/v1/devices")

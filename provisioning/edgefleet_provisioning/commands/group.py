@@ -8,7 +8,7 @@ import typer
 
 from edgefleet_provisioning.api import segment
 from edgefleet_provisioning.commands import completion
-from edgefleet_provisioning.commands.session import Session, connected
+from edgefleet_provisioning.commands.session import Session, connected, reading
 from edgefleet_shared.identifiers import check_name
 
 app = typer.Typer(help="Name selections of devices.", no_args_is_help=True)
@@ -44,7 +44,7 @@ def set_(
 
 
 @app.command("list")
-@connected
+@reading
 def list_(session: Session) -> None:
     """List the groups."""
     groups = session.api.items("/v1/groups")
@@ -53,7 +53,7 @@ def list_(session: Session) -> None:
 
 
 @app.command("show")
-@connected
+@reading
 def show(session: Session, group: Known) -> None:
     """Show a group and the devices in it now."""
     path = f"/v1/groups/{segment(group)}"

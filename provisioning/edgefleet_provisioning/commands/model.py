@@ -10,7 +10,7 @@ import typer
 from edgefleet_provisioning.api import segment
 from edgefleet_provisioning.commands import completion
 from edgefleet_provisioning.commands.publish import publish
-from edgefleet_provisioning.commands.session import JsonOption, Session, connected
+from edgefleet_provisioning.commands.session import JsonOption, Session, reading
 from edgefleet_provisioning.output import Output
 
 app = typer.Typer(help="Lint, publish and look at models.", no_args_is_help=True)
@@ -52,7 +52,7 @@ def lint_(
 
 
 @app.command("list")
-@connected
+@reading
 def list_(session: Session) -> None:
     """List the models of the fleet."""
     models = session.api.items("/v1/models")
@@ -61,7 +61,7 @@ def list_(session: Session) -> None:
 
 
 @app.command("show")
-@connected
+@reading
 def show(
     session: Session,
     model: Annotated[str, typer.Argument(autocompletion=completion.models)],

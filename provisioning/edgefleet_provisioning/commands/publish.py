@@ -14,6 +14,7 @@ from edgefleet_provisioning.commands.session import (
     FleetOption,
     JsonOption,
     PassphraseOption,
+    ReasonOption,
     ServerOption,
     TokenOption,
 )
@@ -61,6 +62,7 @@ def publish(
     server: ServerOption = None,
     token: TokenOption = None,
     passphrase_file: PassphraseOption = None,
+    reason: ReasonOption = "",
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -79,7 +81,7 @@ def publish(
         _write_layout(voice, draft, Counters(release_counter, security_floor or 0), output)
         return
     folder = need_folder(fleet)
-    with Api(connection(server, token, fleet)) as api:
+    with Api(connection(server, token, fleet), reason) as api:
         draft = prepare(request, voice.note)
         _publish(voice, api, folder, draft, security_floor, passphrase_file, ask=not yes)
 

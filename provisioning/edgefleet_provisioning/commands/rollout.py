@@ -9,7 +9,7 @@ import typer
 from edgefleet_provisioning.api import segment
 from edgefleet_provisioning.commands import arguments, completion
 from edgefleet_provisioning.commands.rollout_watch import COLUMNS, follow, rows
-from edgefleet_provisioning.commands.session import Session, connected
+from edgefleet_provisioning.commands.session import Session, connected, reading
 from edgefleet_shared.errors import InvalidInputError
 from edgefleet_shared.identifiers import check_version
 
@@ -17,7 +17,6 @@ app = typer.Typer(help="Bring versions to devices.", no_args_is_help=True)
 Known = Annotated[
     str, typer.Argument(metavar="ROLLOUT", help="Its id.", autocompletion=completion.rollouts)
 ]
-Reason = Annotated[str, typer.Option(help="Why, for the record.")]
 
 
 @app.command("create")
@@ -58,7 +57,6 @@ def create(
     bake_s: Annotated[
         int | None, typer.Option(min=0, help="Seconds to wait after each wave.")
     ] = None,
-    reason: Reason = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Follow it to its end.")] = False,
 ) -> None:
@@ -75,7 +73,6 @@ def create(
         "waves": arguments.waves(canary or [], wave or []),
         "gate": {key: value for key, value in gate.items() if value is not None},
         "policy": arguments.policy(probation_s, policy or []),
-        "reason": reason,
         "dry_run": dry_run,
     }
     body |= chosen | {key: value for key, value in options.items() if value}
@@ -96,7 +93,7 @@ def create(
 
 
 @app.command("list")
-@connected
+@reading
 def list_(session: Session) -> None:
     """List rollouts, the newest last."""
     rollouts = session.api.items("/v1/rollouts")
@@ -111,7 +108,7 @@ def list_(session: Session) -> None:
 
 
 @app.command("show")
-@connected
+@reading
 def show(session: Session, rollout: Known) -> None:
     """Show a rollout, its waves, and where each device stands."""
     path = f"/v1/rollouts/{segment(rollout)}"
@@ -129,7 +126,7 @@ def show(session: Session, rollout: Known) -> None:
 
 
 @app.command("watch")
-@connected
+@reading
 def watch_(session: Session, rollout: Known) -> None:
     """Follow a rollout to its end; exit code 0 if it completed, 1 if not."""
     raise typer.Exit(follow(session, rollout))
@@ -137,35 +134,34 @@ def watch_(session: Session, rollout: Known) -> None:
 
 @app.command("pause")
 @connected
-def pause(session: Session, rollout: Known, reason: Reason = "") -> None:
+def pause(session: Session, rollout: Known) -> None:
     """Offer the version to no further device until resumed."""
-    _act(session, rollout, "pause", reason)
+    _act(session, rollout, "pause")
 
 
 @app.command("resume")
 @connected
-def resume(session: Session, rollout: Known, reason: Reason = "") -> None:
+def resume(session: Session, rollout: Known) -> None:
     """Go on with a paused rollout."""
-    _act(session, rollout, "resume", reason)
+    _act(session, rollout, "resume")
 
 
 @app.command("stop")
 @connected
-def stop(session: Session, rollout: Known, reason: Reason = "") -> None:
+def stop(session: Session, rollout: Known) -> None:
     """End a rollout; devices that have the version keep it."""
-    _act(session, rollout, "stop", reason)
+    _act(session, rollout, "stop")
 
 
 @app.command("rollback")
 @connected
-def rollback(session: Session, rollout: Known, reason: Reason = "") -> None:
+def rollback(session: Session, rollout: Known) -> None:
     """Send every device of a rollout back to the version it had."""
-    _act(session, rollout, "rollback", reason)
+    _act(session, rollout, "rollback")
 
 
-def _act(session: Session, rollout: str, verb: str, reason: str) -> None:
-    body = {"reason": reason} if reason else {}
-    found = session.api.post(f"/v1/rollouts/{segment(rollout)}/{verb}", body)
+def _act(session: Session, rollout: str, verb: str) -> None:
+    found = session.api.post(f"/v1/rollouts/{segment(rollout)}/{verb}", {})
     session.output.result(found, f"Rollout {rollout} is {found['state']}.")
 
 

@@ -15,6 +15,7 @@ from edgefleet_provisioning.output import Output
 from edgefleet_provisioning.settings import connection
 
 JSON_MARK = "edgefleet.json"
+_KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
 def _remember(context: typer.Context, value: bool) -> bool:  # typer calls it by position
@@ -38,6 +39,7 @@ TokenOption = Annotated[
     str | None,
     typer.Option("--token", help="API token. Also EDGEFLEET_TOKEN.", show_default=False),
 ]
+ReasonOption = Annotated[str, typer.Option("--reason", help="Why, for the record.")]
 PassphraseOption = Annotated[
     Path | None,
     typer.Option("--passphrase-file", help="File holding the passphrase.", show_default=False),
@@ -53,15 +55,32 @@ class Session(NamedTuple):
 
 
 def connected(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command, whose first parameter is a `Session`, the options that make one."""
+    """Give a command, whose first parameter is a `Session`, the options that make one.
+
+    One of them is `--reason`, which the events of everything that it changes take up; `reading`
+    is for commands that change nothing.
+    """
+    return _connected(command, [_option("reason", "", ReasonOption)])
+
+
+def reading(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command that changes nothing the options that make its `Session`."""
+    return _connected(command, [])
+
+
+def _option(name: str, default: object, annotation: object) -> inspect.Parameter:
+    return inspect.Parameter(name, _KEYWORD, default=default, annotation=annotation)
+
+
+def _connected(command: Callable[..., None], more: list[inspect.Parameter]) -> Callable[..., None]:
     signature = inspect.signature(command, eval_str=True)
     own = list(signature.parameters.values())[1:]
-    keyword = inspect.Parameter.KEYWORD_ONLY
     shared = [
-        inspect.Parameter("server", keyword, default=None, annotation=ServerOption),
-        inspect.Parameter("token", keyword, default=None, annotation=TokenOption),
-        inspect.Parameter("fleet", keyword, default=None, annotation=FleetOption),
-        inspect.Parameter("as_json", keyword, default=False, annotation=JsonOption),
+        *more,
+        _option("server", None, ServerOption),
+        _option("token", None, TokenOption),
+        _option("fleet", None, FleetOption),
+        _option("as_json", False, JsonOption),
     ]
 
     @functools.wraps(command)
@@ -71,12 +90,13 @@ def connected(command: Callable[..., None]) -> Callable[..., None]:
         token: str | None,
         fleet: Path | None,
         as_json: bool,
+        reason: str = "",
         **options: Any,
     ) -> None:
-        with Api(connection(server, token, fleet)) as api:
+        with Api(connection(server, token, fleet), reason) as api:
             command(Session(api, Output(as_json=as_json), fleet), **options)
 
-    parameters = [p.replace(kind=keyword) for p in own]
+    parameters = [p.replace(kind=_KEYWORD) for p in own]
     run.__signature__ = signature.replace(  # type: ignore[attr-defined] # typer reads it
         parameters=[*parameters, *shared]
     )

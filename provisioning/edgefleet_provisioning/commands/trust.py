@@ -12,7 +12,7 @@ from tuf.api.metadata import Metadata, Targets
 from edgefleet_provisioning import passphrase, repository
 from edgefleet_provisioning.catalog import Catalog, TopRoles
 from edgefleet_provisioning.commands.publish import PUBLISHER_KEY
-from edgefleet_provisioning.commands.session import PassphraseOption, Session, connected
+from edgefleet_provisioning.commands.session import PassphraseOption, Session, connected, reading
 from edgefleet_provisioning.fleet_folder import FleetFolder
 from edgefleet_provisioning.settings import need_folder
 from edgefleet_shared.errors import InvalidInputError
@@ -23,7 +23,7 @@ app = typer.Typer(help="Look at the fleet's trust, and extend it.", no_args_is_h
 
 
 @app.command("show")
-@connected
+@reading
 def show(session: Session) -> None:
     """Show every role: version, threshold, expiry and keys, verified from the offline root."""
     folder = need_folder(session.fleet)
