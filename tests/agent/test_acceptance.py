@@ -12,7 +12,6 @@ import pytest
 from tuf.api.metadata import Metadata, MetaFile, Root
 
 from edgefleet_agent.trust.acceptance import Acceptance
-from edgefleet_agent.trust.catalog import DurableUpdater
 from edgefleet_agent.trust.floors import SLOTS, Floors, FloorStore
 from edgefleet_shared import dsse, strict_json
 from edgefleet_shared.errors import EdgeFleetError
@@ -355,14 +354,6 @@ def test_a_mixed_catalog_is_refused(world, device):
     world.timestamp.snapshot_meta = MetaFile(world.snapshot.version)
     world.files["timestamp.json"] = world.sign(world.timestamp, "timestamp")
     assert device.refuses(world.assign(device.identity, slot)) == "metadata_rollback"
-
-
-def test_python_tufs_private_clock_is_where_we_set_it(world, tmp_path):
-    """The updater judges expiry by the time that it is given, a private attribute of python-tuf."""
-    past = datetime(2001, 1, 1, tzinfo=UTC)
-    updater = DurableUpdater(tmp_path, world.files, world.first_root, past)
-    updater.refresh()
-    assert updater._trusted_set.reference_time == past
 
 
 def test_two_hundred_roots_are_walked(world, device):

@@ -21,6 +21,7 @@ from edgefleet_agent.ports import Clock
 from edgefleet_agent.trust.catalog import Catalog
 from edgefleet_agent.trust.floors import Floors, FloorStore, ModelFloor
 from edgefleet_shared import bundle, strict_json
+from edgefleet_shared.bundle import BundleFetcher
 from edgefleet_shared.errors import EdgeFleetError, InvalidInputError, TrustError
 from edgefleet_shared.messages import DESIRED_MAX_BYTES, Assignment, Desired
 from edgefleet_shared.package import target_path
@@ -136,7 +137,7 @@ class Acceptance:
                 hint="Enrol the device anew; what runs goes on running.",
             )
         now = self.now()
-        catalog = Catalog(self._cache, opened.files, self._root, now, floors)
+        catalog = Catalog(self._cache, BundleFetcher(opened.files), self._root, now, floors)
         floors = self._raise(catalog.raise_floors(floors, []), now)
         assignment = open_assignment(
             opened.envelope, catalog.targets, self._who, floor=floors.counter, now=now
@@ -144,7 +145,7 @@ class Acceptance:
         if assignment.counter != opened.desired.counter:
             raise TrustError("The document's counter is not its assignment's.", code="disagree")
         found = {
-            name: catalog.find(target_path(slot.model, slot.version))
+            name: catalog.find_release(slot.model, target_path(slot.model, slot.version))
             for name, slot in assignment.slots.items()
             if slot.mode == "run"
         }

@@ -1,99 +1,59 @@
-"""The catalog on the device: python-tuf's updater over a bundle, made safe against power cuts."""
+"""The catalog on the device: one verified state of a TUF repository, never below the floors."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 
 import msgspec
 from tuf.api import exceptions
 from tuf.api.metadata import Root, TargetFile, Targets
-from tuf.ngclient import Updater, UpdaterConfig
+from tuf.ngclient.fetcher import FetcherInterface
 
-from edgefleet_agent import durable
 from edgefleet_agent.trust.floors import Floors, ModelFloor
-from edgefleet_shared.bundle import BundleFetcher
+from edgefleet_agent.trust.updater import DurableUpdater
 from edgefleet_shared.errors import TrustError
 from edgefleet_shared.package import publisher_role
 
-BASE_URL = "bundle:///"
+BUNDLE_URL = "bundle:///"
 
 _CODES: tuple[tuple[type[Exception], str], ...] = (
     (exceptions.ExpiredMetadataError, "metadata_expired"),
     (exceptions.UnsignedMetadataError, "metadata_signature"),
     (exceptions.BadVersionNumberError, "metadata_rollback"),
     (exceptions.LengthOrHashMismatchError, "metadata_mismatch"),
+    (exceptions.DownloadLengthMismatchError, "metadata_too_large"),
     (exceptions.DownloadError, "metadata_missing"),
 )
 
 
-class DurableUpdater(Updater):
-    """python-tuf's updater that fsyncs what it persists and never believes a clock gone back."""
-
-    def __init__(
-        self, folder: Path, files: Mapping[str, bytes], root: bytes, now: datetime
-    ) -> None:
-        super().__init__(
-            str(folder),
-            BASE_URL,
-            fetcher=BundleFetcher(files),
-            config=UpdaterConfig(root_max_length=64 * 1024, targets_max_length=1024 * 1024),
-            bootstrap=root,
-        )
-        # Private in python-tuf 7, guarded by a test: the device's clock may be behind the floor.
-        self._trusted_set.reference_time = now
-
-    def _persist_file(self, filename: str, data: bytes) -> None:
-        path = Path(filename)
-        if durable.read_bytes(path) != data:
-            durable.atomic_write(path, data)
-
-    def _update_root_symlink(self) -> None:
-        """The bootstrap is the pinned root: no link is read, so none is kept."""
-
-    @property
-    def root(self) -> Root:
-        """The verified root."""
-        return self._trusted_set.root
-
-    @property
-    def targets(self) -> Targets:
-        """The verified top-level targets."""
-        return self._trusted_set.targets
-
-    def versions(self) -> tuple[int, int]:
-        """Return the versions of timestamp and snapshot."""
-        return self._trusted_set.timestamp.version, self._trusted_set.snapshot.version
-
-    def role(self, name: str) -> Targets | None:
-        """Return a verified targets role that a lookup has loaded."""
-        found = self._trusted_set.get(name)
-        return found if isinstance(found, Targets) else None
-
-
 class Catalog:
-    """One verified state of the catalog.
+    """A TUF repository, refreshed and held against the floors.
 
     Args:
         folder: Cache of TUF metadata; may be lost at any time.
-        files: A decoded bundle.
+        fetcher: Where the repository's files come from: a bundle, or HTTP.
         root: The pinned first root.
         now: The device's time, never below its floor.
         floors: What it must not be below.
+        url: What the fetcher finds the files under.
 
     Raises:
         TrustError: It does not verify, or is below a floor; codes start with `metadata`.
     """
 
     def __init__(
-        self, folder: Path, files: Mapping[str, bytes], root: bytes, now: datetime, floors: Floors
+        self,
+        folder: Path,
+        fetcher: FetcherInterface,
+        root: bytes,
+        now: datetime,
+        floors: Floors,
+        url: str = BUNDLE_URL,
     ) -> None:
-        durable.make_folder(folder)
-        durable.sweep(folder)
         self._floors = floors
         try:
-            self._updater = DurableUpdater(folder, files, root, now)
+            self._updater = DurableUpdater(folder, fetcher, url, root, now)
             self._updater.refresh()
         except (exceptions.RepositoryError, exceptions.DownloadError) as error:
             raise _translate(error) from error
@@ -103,6 +63,11 @@ class Catalog:
     def targets(self) -> Targets:
         """The verified top-level targets role."""
         return self._updater.targets
+
+    @property
+    def expires(self) -> datetime:
+        """When the first of root, timestamp, snapshot and targets expires."""
+        return self._updater.expires()
 
     def find(self, path: str) -> TargetFile | None:
         """Return the catalog's entry for a target path, found through delegations; or None.
@@ -115,6 +80,20 @@ class Catalog:
         except (exceptions.RepositoryError, exceptions.DownloadError) as error:
             raise _translate(error) from error
 
+    def find_release(self, model: str, path: str) -> TargetFile | None:
+        """Return the entry for a path that the model's own publisher role signed; or None.
+
+        Nobody else speaks for a model: not another role whose paths match, not a role that the
+        publisher delegates to, and not targets itself, whose floors nobody keeps.
+
+        Raises:
+            TrustError: A role on the way does not verify or is below its floor.
+        """
+        found = self.find(path)
+        role = self._updater.role(publisher_role(model))
+        own = role.targets.get(path) if role else None
+        return found if found is not None and found is own else None
+
     def raise_floors(self, floors: Floors, models: list[str]) -> Floors:
         """Return floors raised to what is verified here, for the models looked up.
 
@@ -122,7 +101,9 @@ class Catalog:
             TrustError: A publisher's role is below its floor (code `metadata_rollback`).
         """
         timestamp, snapshot = self._updater.versions()
-        targets = {**floors.targets, "targets": self.targets.version}
+        # A new snapshot key ends what was recorded under the old one (TUF 5.3.11).
+        kept = {} if self._replaced("snapshot", floors) else floors.targets
+        targets = {**kept, "targets": self.targets.version}
         known = dict(floors.models)
         for name in models:
             role = self._updater.role(publisher_role(name))
@@ -144,20 +125,23 @@ class Catalog:
             models=known,
         )
 
+    def _replaced(self, role: str, floors: Floors) -> bool:
+        """Tell whether a root that is new to the device names other keys for a role.
+
+        That ends the versions, however high, to which a stolen key has fast-forwarded.
+        """
+        root = self._updater.root
+        return root.version > floors.root and _keys(root)[role] != floors.keys.get(role)
+
     def _check_floors(self) -> None:
-        root, floors = self._updater.root, self._floors
-        _not_below("root", root.version, floors.root)
+        floors = self._floors
+        _not_below("root", self._updater.root.version, floors.root)
         timestamp, snapshot = self._updater.versions()
-        keys = _keys(root)
-        for role, version, floor in (
-            ("timestamp", timestamp, floors.timestamp),
-            ("snapshot", snapshot, floors.snapshot),
-        ):
-            # A new root that replaces a stolen online key ends its fast-forwarded versions too.
-            replaced = root.version > floors.root and keys[role] != floors.keys.get(role)
-            if not replaced:
-                _not_below(role, version, floor)
-        _not_below("targets", self.targets.version, floors.targets.get("targets", 0))
+        if not self._replaced("timestamp", floors):
+            _not_below("timestamp", timestamp, floors.timestamp)
+        if not self._replaced("snapshot", floors):
+            _not_below("snapshot", snapshot, floors.snapshot)
+            _not_below("targets", self.targets.version, floors.targets.get("targets", 0))
 
 
 def _keys(root: Root) -> dict[str, list[str]]:
