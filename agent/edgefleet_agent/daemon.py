@@ -64,7 +64,7 @@ class Daemon:
         self._dirty = threading.Event()
         self._over = False
         self._end_gateway = True
-        self._connected = False
+        self._connected = self._distrusted = False
         self._refusals = Refusals()
         self._slots: dict[str, Slot] = {}
         self._link = link(self)
@@ -98,6 +98,10 @@ class Daemon:
     def on_disconnected(self, reason: str) -> None:
         """The transport is gone."""
         self._queue.put(lambda: self._part(reason))
+
+    def on_refused(self, reason: str) -> None:
+        """The transport and we do not trust each other."""
+        self._queue.put(lambda: self._distrust(reason))
 
     def on_desired(self, payload: bytes) -> None:
         """A desired document has come."""
@@ -211,7 +215,7 @@ class Daemon:
         return self._slots[name]
 
     def _greet(self) -> None:
-        self._connected = True
+        self._connected, self._distrusted = True, False
         self._reporter.forget()
         self._parts.emitter.tell(Step.REPORT, "connected", "connected to the fleet manager.")
         self._parts.transport.request_desired(self._parts.acceptance.counter)
@@ -224,6 +228,12 @@ class Daemon:
             )
         self._connected = False
         self._changed()
+
+    def _distrust(self, reason: str) -> None:
+        """Tell it once, however often it is tried."""
+        if not self._distrusted:
+            self._parts.emitter.tell(Step.REPORT, "certificate_refused", reason, level="error")
+        self._distrusted = True
 
     def _receive(self, payload: bytes) -> None:
         parts = self._parts

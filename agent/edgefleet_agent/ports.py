@@ -25,6 +25,13 @@ class TransportEvents(Protocol):
     def on_disconnected(self, reason: str) -> None:
         """Tell that the connection is gone; the transport goes on trying by itself."""
 
+    def on_refused(self, reason: str) -> None:
+        """Tell that trust in the transport failed: our certificate is not taken, or theirs unknown.
+
+        Told at every try, before `on_disconnected`. The remedy is another certificate, or another
+        list of authorities, and then `renewed`.
+        """
+
     def on_desired(self, payload: bytes) -> None:
         """Hand over a desired document, not yet verified."""
 
@@ -47,6 +54,9 @@ class Transport(Protocol):
 
     def publish_batch(self, stream: str, sealed: bytes, done: Callable[[bool], None]) -> None:
         """Publish a sealed batch of one stream."""
+
+    def renewed(self) -> None:
+        """Connect anew: key, certificate or authorities have changed on disk. Returns at once."""
 
     def stop(self) -> None:
         """Say goodbye (presence) and disconnect."""

@@ -29,9 +29,13 @@ class Events:
         self.connected = 0
         self.disconnected: list[str] = []
         self.desired: list[bytes] = []
+        self.refused: list[str] = []
 
     def on_connected(self) -> None:
         self.connected += 1
+
+    def on_refused(self, reason: str) -> None:
+        self.refused.append(reason)
 
     def on_disconnected(self, reason: str) -> None:
         self.disconnected.append(reason)
@@ -196,6 +200,15 @@ def test_a_broken_connection_is_told_and_comes_back(world, events):
     again = Done()
     world.transport.publish_batch("events", sealed("e30="), again)
     until(lambda: again.told == [True], "held")
+
+
+def test_with_a_renewed_certificate_it_connects_anew(world, events):
+    """The old connection ends, the next one stands at once, and messages flow again."""
+    world.transport.renewed()
+    until(lambda: events.disconnected and events.connected >= 2, "connected again")
+    done = Done()
+    world.transport.publish_batch("events", sealed("e30="), done)
+    until(lambda: done.told == [True], "held")
 
 
 def test_presence_is_said_on_connect_and_taken_back_on_stop(world, events):

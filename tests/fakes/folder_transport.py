@@ -43,6 +43,9 @@ class FolderTransport:
         durable.atomic_write(self._folder / "batches" / f"{number:06}-{stream}", sealed)
         done(True)
 
+    def renewed(self) -> None:
+        """A folder asks for no certificate."""
+
     def stop(self) -> None:
         """Stop looking."""
         self._stop.set()

@@ -73,6 +73,11 @@ class MemoryTransport:
                 self.batches.setdefault(stream, []).append(opened(sealed))
         done(bool(self.presence and self.holding))
 
+    def renewed(self) -> None:
+        """Stand anew."""
+        self.disconnect()
+        self.connect()
+
     def stop(self) -> None:
         """Say goodbye."""
         self.presence = False

@@ -10,6 +10,7 @@ import contextlib
 import random
 import ssl
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +30,10 @@ CONNECT_S = 20.0
 WELCOME_5_S = 2.0
 """Some brokers meet MQTT 5 with silence; 3.1.1 is then tried, and given all the time it needs."""
 BACKOFF_MIN_S = 1.0
+STEADY_S = 30.0
+"""A connection that broke sooner was no success: whoever is kicked again and again slows down."""
 GOODBYE_S = 2.0
+_ALERT = "_ALERT_"  # in every name that OpenSSL has for what the other side said of us
 WRONG_PROTOCOL = {1, 132}  # CONNACK: MQTT 3.1.1's and MQTT 5's word for it
 
 Done = Callable[[bool], None]
@@ -75,6 +79,7 @@ class MqttTransport:
         self._protocol = paho.MQTTv5
         self._link: _Link | None = None
         self._stop = threading.Event()
+        self._again = threading.Event()
         self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
         self._events: TransportEvents
 
@@ -95,9 +100,16 @@ class MqttTransport:
         """Publish a batch of one stream."""
         self._publish(topics.stream(self._device, stream), sealed, done)
 
+    def renewed(self) -> None:
+        """Connect anew, with the key and the certificates as they lie there now."""
+        self._again.set()
+        if link := self._link:
+            link.leave("our certificate is a new one")
+
     def stop(self) -> None:
         """Publish that we are gone, and disconnect."""
         self._stop.set()
+        self._again.set()
         if link := self._link:
             gone = threading.Event()
             link.publish(
@@ -122,20 +134,37 @@ class MqttTransport:
     def _run(self) -> None:
         delay = BACKOFF_MIN_S
         while not self._stop.is_set():
-            link = _Link(self._client(), self._protocol, self._on_message)
-            welcomed = self._connect(link)
-            if welcomed:
-                delay = BACKOFF_MIN_S
-                link.broken.wait()
-                self._link = None
-            link.close()
+            began = time.monotonic()
+            link = self._attempt()
             if self._stop.is_set():
                 return
+            if link.distrust:
+                self._events.on_refused(link.distrust)
             self._events.on_disconnected(link.reason)
-            if not welcomed and link.spoke and self._other_protocol(link):
+            if not link.welcomed and link.spoke and self._other_protocol(link):
                 continue
-            self._stop.wait(random.uniform(delay / 2, delay))  # noqa: S311 - jitter, no secret
+            if time.monotonic() - began > STEADY_S and link.welcomed:
+                delay = BACKOFF_MIN_S
+            self._again.wait(random.uniform(delay / 2, delay))  # noqa: S311 - jitter, no secret
+            self._again.clear()
             delay = min(2 * delay, self._backoff_max_s)
+
+    def _attempt(self) -> _Link:
+        """Connect once and stay until it breaks; return the link, which knows how it ended."""
+        link = _Link(self._protocol, self._on_message)
+        try:
+            client = self._client()
+        except (OSError, ValueError) as error:
+            # Key and certificate of different times, as power may leave them: renewal mends it.
+            link.reason = link.distrust = f"our certificate or key cannot be used: {error}"
+            return link
+        link.take(client)
+        if self._connect(link):
+            link.welcomed = True
+            link.broken.wait()
+            self._link = None
+        link.close()
+        return link
 
     def _connect(self, link: _Link) -> bool:
         """Connect, subscribe and say that we are here; return whether the broker took it."""
@@ -191,10 +220,9 @@ class MqttTransport:
 class _Link:
     """One connection: a paho client, what it still owes, and how it ended."""
 
-    def __init__(
-        self, client: Any, protocol: int, on_message: Callable[[str, bytes], None]
-    ) -> None:
-        self._client, self._protocol, self._on_message = client, protocol, on_message
+    def __init__(self, protocol: int, on_message: Callable[[str, bytes], None]) -> None:
+        self._protocol, self._on_message = protocol, on_message
+        self._client: Any = None
         self._lock = threading.Lock()
         self._owed: dict[int, Done] = {}
         self._early: dict[int, bool] = {}
@@ -204,15 +232,21 @@ class _Link:
         self.broken = threading.Event()
         self.reason = ""
         self.refusal: int | None = None
-        self.spoke = False
+        self.distrust = ""
+        self.spoke = self.welcomed = False
+
+    def take(self, client: Any) -> None:
+        """Connect by this client, whose callbacks are ours from now on."""
+        self._client = client
+        client.on_connect = self._on_connect
+        client.on_disconnect = self._on_disconnect
+        client.on_publish = self._on_publish
+        client.on_subscribe = self._on_subscribe
+        client.on_log = self._on_log
+        client.on_message = lambda _c, _u, m: self._on_message(m.topic, m.payload)
 
     def open(self, host: str, port: int, keepalive_s: int, filter_: str) -> bool:
         """Connect and subscribe; return whether both were granted in time."""
-        self._client.on_connect = self._on_connect
-        self._client.on_disconnect = self._on_disconnect
-        self._client.on_publish = self._on_publish
-        self._client.on_subscribe = self._on_subscribe
-        self._client.on_message = lambda _c, _u, m: self._on_message(m.topic, m.payload)
         given: dict[str, Any] = {"keepalive": keepalive_s}
         if self._protocol == paho.MQTTv5:
             given["clean_start"] = False
@@ -221,6 +255,8 @@ class _Link:
             self._client.connect(host, port, **given)
         except (OSError, ValueError) as error:
             self.reason = f"{host}:{port}: {error}"
+            if isinstance(error, ssl.SSLCertVerificationError) or _ALERT in str(error):
+                self.distrust = self.reason
             return False
         self.spoke = True
         self._client.loop_start()
@@ -247,6 +283,11 @@ class _Link:
                         self._owed[info.mid] = done
         if held is not None:
             done(held)
+
+    def leave(self, why: str) -> None:
+        """End the connection as if it had broken."""
+        self.reason = why
+        self.broken.set()
 
     def close(self) -> None:
         """Disconnect and tell everyone who waits that it was not held."""
@@ -277,6 +318,12 @@ class _Link:
         self.broken.set()
         self._welcome.set()
         self._subscribed.set()
+
+    def _on_log(self, _c: Any, _u: Any, _level: Any, text: str) -> None:
+        # In TLS 1.3 a refused certificate shows at the first read only, and paho tells the log of
+        # it and nobody else.
+        if _ALERT in text:
+            self.distrust = self.reason = f"the broker refuses our certificate: {text}"
 
     def _on_subscribe(self, _c: Any, _u: Any, _mid: int, granted: Any, *_: Any) -> None:
         if all(_code(code) < 128 for code in granted):
