@@ -43,7 +43,8 @@ from edgefleet_cloud.rollouts.reporting import Reports as DeploymentReports
 from edgefleet_cloud.rollouts.service import Rollouts
 from edgefleet_cloud.rollouts.slots import Slots, desired
 from edgefleet_cloud.transports.mqtt import MqttSettings, MqttTransport
-from edgefleet_cloud.trust.online import load_keys
+from edgefleet_cloud.trust.expiry import ExpiryWatch
+from edgefleet_cloud.trust.key_folder import KeyFolder
 from edgefleet_cloud.trust.repository import MetadataFolder
 from edgefleet_cloud.trust.service import Trust
 from edgefleet_cloud.uplink import Uplink
@@ -53,6 +54,7 @@ from edgefleet_shared.messages import Reported
 
 RENEW_S = 60.0
 PURGE_S = 3600.0
+WATCH_S = 3600.0
 
 
 class Program(NamedTuple):
@@ -82,7 +84,7 @@ def compose(config: Config) -> Program:
     tokens = TokenService(system_clock)
     with database.write() as session:
         tokens.import_file(session, Path(config.admin_token_file))
-    trust = Trust(MetadataFolder(config.metadata), load_keys(config.keys), events, system_clock)
+    trust = Trust(MetadataFolder(config.metadata), KeyFolder(config.keys), events, system_clock)
     blobs = DiskBlobs(config.data / "blobs")
     uploads = Uploads(blobs, config.data / "uploads", config.limits.upload_max_bytes, system_clock)
     models = ModelService(blobs, trust, events, system_clock)
@@ -105,9 +107,12 @@ def compose(config: Config) -> Program:
     planner = Planner(devices, groups, models, blobs)
     transport = _transport(config, broker)
     steering = _steer(config, database, events, groups, planner, models, trust, transport)
+    trust.subscribe(steering.controller.tidy)  # what an old director signed is dead: sign anew
+    watch = ExpiryWatch(trust, database, events, system_clock)
     ingest = Ingest(database, events, [steering.heard])
     background: list[BackgroundService] = [
         Periodic("renewal of the timestamp", RENEW_S, trust.renew),
+        Periodic("warning before expiry", WATCH_S, watch.look),
         Periodic("removal of what is old", PURGE_S, partial(_purge, database, uploads)),
         broker,
         Uplink(steering.transport, ingest, steering.announcer, database),

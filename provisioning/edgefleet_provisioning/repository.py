@@ -24,9 +24,7 @@ from tuf.api.serialization.json import JSONSerializer
 
 from edgefleet_shared.errors import InvalidInputError, TrustError
 from edgefleet_shared.package import Manifest, publisher_role, target_path
-from edgefleet_shared.trust import DIRECTOR_PATHS, DIRECTOR_ROLE
-
-LIFE_DAYS = {"root": 365, "targets": 180, "publisher": 90, "snapshot": 7, "timestamp": 1}
+from edgefleet_shared.trust import DIRECTOR_PATHS, DIRECTOR_ROLE, LIFE_DAYS
 
 
 class RepositoryKeys(NamedTuple):

@@ -23,6 +23,7 @@ from edgefleet_shared.times import format_time, parse_time
 __all__ = [
     "DIRECTOR_PATHS",
     "DIRECTOR_ROLE",
+    "LIFE_DAYS",
     "MAX_COUNTER_JUMP",
     "DeviceIdentity",
     "check_agreement",
@@ -34,6 +35,8 @@ __all__ = [
 DIRECTOR_ROLE = "director"
 DIRECTOR_PATHS = ["assignments/*"]
 MAX_COUNTER_JUMP = 2**20
+LIFE_DAYS = {"root": 365, "targets": 180, "publisher": 90, "snapshot": 7, "timestamp": 1}
+"""Days that a role's metadata holds after it was signed; `publisher` for every family's."""
 
 
 class DeviceIdentity(NamedTuple):

@@ -64,6 +64,7 @@ class Controller:
         self._woken: set[str] = set()
         self._lock = threading.Lock()
         self._bell = threading.Event()
+        self._untidy = False
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="controller", daemon=True)
 
@@ -71,6 +72,11 @@ class Controller:
         """Have a rollout looked at now; safe from any thread."""
         with self._lock:
             self._woken.add(rollout)
+        self._bell.set()
+
+    def tidy(self) -> None:
+        """Have the housekeeping done now; safe from any thread."""
+        self._untidy = True
         self._bell.set()
 
     async def start(self) -> None:
@@ -128,8 +134,8 @@ class Controller:
             if now - looked >= self._pace.interval_s:
                 looked = now
                 self._try(self.reconcile_all)
-            if now - tidied >= HOUSEKEEPING_S:
-                tidied = now
+            if self._untidy or now - tidied >= HOUSEKEEPING_S:
+                tidied, self._untidy = now, False
                 self._try(self._housekeeping)
             self._bell.wait(max(0.0, looked + self._pace.interval_s - time.monotonic()))
             self._bell.clear()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, Self
 
 from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from edgefleet_cloud.trust.key_folder import StoredKey
 from edgefleet_cloud.trust.service import Trust
 from edgefleet_cloud.web import Actor, Db, decode_base64, part
 
@@ -33,6 +34,65 @@ class SignedFiles(BaseModel):
     )
 
     files: dict[str, str] = Field(min_length=1, max_length=64)
+
+
+_ONLINE_KEY: dict[str, Any] = {
+    "role": "director",
+    "keyid": "3f0c...",
+    "key": {"keytype": "ecdsa", "scheme": "ecdsa-sha2-nistp256", "keyval": {"public": "..."}},
+    "file": "director.pem",
+    "active": True,
+}
+
+
+class OnlineKey(BaseModel):
+    """A key that lies on the server: its public half, and whether it signs now."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_ONLINE_KEY]})
+
+    role: str
+    keyid: str
+    key: dict[str, Any]
+    file: str
+    active: bool
+
+    @classmethod
+    def of(cls, key: StoredKey, *, active: bool) -> Self:
+        """Return a stored key as the API shows it."""
+        public = key.signer.public_key.to_dict()
+        return cls(role=key.role, keyid=key.keyid, key=public, file=key.file, active=active)
+
+
+class OnlineKeyList(BaseModel):
+    """Every online key."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"keys": [_ONLINE_KEY]}]})
+
+    keys: list[OnlineKey]
+
+
+class NewOnlineKey(BaseModel):
+    """Whose key to make."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"role": "director"}]}
+    )
+
+    role: str
+
+
+@router.get("/keys", summary="List the online keys")
+def list_keys(service: Service) -> OnlineKeyList:
+    """Return the public halves of snapshot, timestamp and director keys that lie here."""
+    found = service.online_keys()
+    return OnlineKeyList(keys=[OnlineKey.of(key, active=active) for key, active in found])
+
+
+@router.post("/keys", status_code=201, summary="Make the next key of an online role")
+def make_key(body: NewOnlineKey, service: Service, db: Db, actor: Actor) -> OnlineKey:
+    """Make a key whose private half never leaves the server; it signs once owners name it."""
+    with db.write() as session:
+        return OnlineKey.of(service.make_key(session, body.role, actor), active=False)
 
 
 @router.get("/metadata", summary="List the metadata files")

@@ -1,57 +1,21 @@
-"""The keys that lie on the server, and what they sign: freshness and assignments."""
+"""What the keys on the server sign by themselves: snapshot and timestamp. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from securesystemslib.signer import CryptoSigner
-from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, Timestamp
+from tuf.api.metadata import Metadata, MetaFile, Snapshot, Timestamp
 from tuf.api.serialization.json import JSONSerializer
 
 from edgefleet_cloud.trust import chain
 from edgefleet_cloud.trust.chain import Repository
-from edgefleet_shared.errors import InvalidInputError, TrustError
+from edgefleet_cloud.trust.key_folder import OnlineKeys
 
 SNAPSHOT_LIFE = timedelta(days=7)
 TIMESTAMP_LIFE = timedelta(days=1)
-
-
-class OnlineKeys(NamedTuple):
-    """Signers of the roles that must sign unattended."""
-
-    snapshot: CryptoSigner
-    timestamp: CryptoSigner
-    director: CryptoSigner
-
-
-def load_keys(folder: Path) -> OnlineKeys:
-    """Read the online keys.
-
-    Raises:
-        InvalidInputError: One is missing or is not an unencrypted private key.
-    """
-    return OnlineKeys(*(_load(folder / f"{role}.pem") for role in OnlineKeys._fields))
-
-
-def check_keys(keys: OnlineKeys, root: Root) -> None:
-    """Check that the root names these keys for snapshot and timestamp.
-
-    Raises:
-        TrustError: It names others, or demands more than one signature.
-    """
-    for role, signer in (("snapshot", keys.snapshot), ("timestamp", keys.timestamp)):
-        wanted = root.roles[role]
-        if wanted.threshold != 1 or signer.public_key.keyid not in wanted.keyids:
-            raise TrustError(
-                f"Root {root.version} does not let the server's key {role}.pem sign {role} alone.",
-                code="online_key",
-                hint=f"Put the key that the root names into the keys folder as {role}.pem.",
-            )
 
 
 def refresh(now: Repository, time: datetime) -> tuple[bool, bool]:
@@ -104,14 +68,3 @@ def _sign(signed: Snapshot | Timestamp, signer: CryptoSigner) -> bytes:
     metadata: Metadata[Any] = Metadata(signed)
     metadata.sign(signer)
     return metadata.to_bytes(JSONSerializer(compact=True))
-
-
-def _load(path: Path) -> CryptoSigner:
-    try:
-        return CryptoSigner(load_pem_private_key(path.read_bytes(), None))
-    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise InvalidInputError(
-            f"The online key {path} cannot be used: {error}.",
-            code="configuration",
-            hint="It must be an unencrypted private key in PEM, as `edgefleet init` writes.",
-        ) from error

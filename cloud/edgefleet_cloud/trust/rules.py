@@ -25,10 +25,11 @@ class Entry(NamedTuple):
 
 
 class Accepted(NamedTuple):
-    """What may come in: role -> new version, and the root that then holds."""
+    """What may come in: role -> new version, and the root and targets that then hold."""
 
     versions: Mapping[str, int]
     root: Root
+    targets: Targets
 
 
 def check_incoming(
@@ -73,7 +74,7 @@ def check_incoming(
             metadata = _next(incoming[name], name, due, time, kind="targets")
             chain.verify(targets, role, metadata, name)
             _check_additions(now.publishers.get(role), metadata.signed, name, entry)
-    return Accepted(versions, root)
+    return Accepted(versions, root, targets)
 
 
 def check_entry(target: TargetFile | None, entry: Entry) -> None:

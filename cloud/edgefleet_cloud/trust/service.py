@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from datetime import datetime
 
 from sqlmodel import Session
-from tuf.api.metadata import TargetFile
+from tuf.api.metadata import Root, TargetFile, Targets
 
 from edgefleet_cloud.ports import Clock, EventSink
 from edgefleet_cloud.trust import chain, online, rules
-from edgefleet_cloud.trust.online import OnlineKeys
+from edgefleet_cloud.trust.key_folder import KeyFolder, OnlineKeys, StoredKey
 from edgefleet_cloud.trust.repository import MetadataFolder
 from edgefleet_cloud.trust.rules import Entry
 from edgefleet_shared import bundle, dsse, strict_json
@@ -38,17 +39,22 @@ class Trust:
     """
 
     def __init__(
-        self, folder: MetadataFolder, keys: OnlineKeys, events: EventSink, clock: Clock
+        self, folder: MetadataFolder, keys: KeyFolder, events: EventSink, clock: Clock
     ) -> None:
         self._folder = folder
         self._events = events
         self._keys = keys
         self._clock = clock
         self._turn = threading.Lock()
+        self._listeners: list[Callable[[], None]] = []
         self._now = chain.read(folder.all())
         self._bundle = bundle.encode(self._now.files)
-        online.check_keys(keys, self._now.root)
+        self._signers = keys.choose(self._now.root, self._now.targets)
         self._warn()
+
+    def subscribe(self, listener: Callable[[], None]) -> None:
+        """Have `listener` called, in any thread, after owners' files became part of this."""
+        self._listeners.append(listener)
 
     def bundle(self) -> bytes:
         """Return every file that a device may lack (`edgefleet_shared.bundle`)."""
@@ -97,17 +103,24 @@ class Trust:
 
         Raises:
             InvalidInputError: Not files that owners sign.
-            TrustError: They may not follow what is here.
+            TrustError: They may not follow what is here, or name keys that are not here.
             UnavailableError: They cannot be written; nothing changed.
         """
         with self._turn:
             accepted = rules.check_incoming(self._now, incoming, entry, self._clock())
-            online.check_keys(self._keys, accepted.root)
-            self._become({**incoming}, accepted.versions, snapshot=True)
+            signers = self._keys.choose(accepted.root, accepted.targets)
+            if signers.director is None and "targets" in accepted.versions:
+                raise _no_director("online_key")
+            self._become({**incoming}, accepted.versions, signers, snapshot=True)
+        for listener in self._listeners:
+            listener()
 
     def submit(self, session: Session, incoming: Mapping[str, bytes], actor: str) -> None:
         """Accept files that an owner sends by themselves; raises as `accept`."""
+        before = self._versions()
         self.accept(incoming)
+        after = self._versions()
+        changed = {role for role in after if after[role] != before.get(role)}
         self._events.record(
             session,
             type="trust.accepted",
@@ -115,14 +128,17 @@ class Trust:
             subject="trust/metadata",
             message=f"The owners signed {', '.join(sorted(incoming))}.",
             actor=actor,
+            before={role: version for role, version in before.items() if role in changed},
+            after={role: after[role] for role in sorted(changed)},
         )
 
     def renew(self) -> None:
-        """Sign snapshot and timestamp anew if half of their life is over."""
+        """Sign snapshot and timestamp anew if half of their life is over; look at the keys."""
         with self._turn:
+            self._signers = self._keys.choose(self._now.root, self._now.targets)
             snapshot, timestamp = online.refresh(self._now, self._clock())
             if snapshot or timestamp:
-                self._become({}, {}, snapshot=snapshot)
+                self._become({}, {}, self._signers, snapshot=snapshot)
                 _log.info("Timestamp is now version %s", self._now.timestamp.version)
         self._warn()
 
@@ -132,31 +148,74 @@ class Trust:
         Raises:
             TrustError: The owners no longer let the server's director key sign (`director_key`).
         """
-        signer = self._keys.director
-        if signer.public_key.keyid not in chain.director_keys(self._now.targets):
-            raise TrustError(
-                "Targets do not let the server's key director.pem sign assignments.",
-                code="director_key",
-                hint="Put the key that targets name into the keys folder as director.pem.",
-            )
+        signer = self._signers.director
+        if signer is None:
+            raise _no_director("director_key")
         return dsse.seal(strict_json.encode(assignment), ASSIGNMENT_TYPE, signer)
 
+    def online_keys(self) -> list[tuple[StoredKey, bool]]:
+        """Return every key of the folder, and whether the owners' metadata names it now."""
+        now = self._now
+        named = {
+            "director": chain.director_keys(now.targets),
+            **{role: frozenset(now.root.roles[role].keyids) for role in ("snapshot", "timestamp")},
+        }
+        return [(key, key.keyid in named[key.role]) for key in self._keys.all()]
+
+    def make_key(self, session: Session, role: str, actor: str) -> StoredKey:
+        """Make the next key of an online role; it signs once the owners have named it.
+
+        Raises:
+            InvalidInputError: Not an online role, or it has too many keys already.
+            UnavailableError: It cannot be written.
+        """
+        made = self._keys.make(role)
+        self._events.record(
+            session,
+            type="trust.key_made",
+            step=Step.ACCEPT,
+            subject=f"trust/keys/{made.keyid}",
+            message=f"A key for {role} was made; it signs nothing until the owners name it.",
+            actor=actor,
+            after={"role": role, "keyid": made.keyid, "file": made.file},
+        )
+        return made
+
+    def expiries(self) -> dict[str, datetime]:
+        """Return when each role that people sign ends, by its name."""
+        return {name: signed.expires for name, signed in self._signed_by_people().items()}
+
+    def _versions(self) -> dict[str, int]:
+        return {name: signed.version for name, signed in self._signed_by_people().items()}
+
+    def _signed_by_people(self) -> dict[str, Root | Targets]:
+        now = self._now
+        return {"root": now.root, "targets": now.targets, **now.publishers}
+
     def _become(
-        self, files: dict[str, bytes], versions: Mapping[str, int], *, snapshot: bool
+        self,
+        files: dict[str, bytes],
+        versions: Mapping[str, int],
+        signers: OnlineKeys,
+        *,
+        snapshot: bool,
     ) -> None:
-        files |= online.sign_next(self._now, versions, self._keys, self._clock(), snapshot=snapshot)
+        files |= online.sign_next(self._now, versions, signers, self._clock(), snapshot=snapshot)
         # Read as a device would: what does not hold together is never written.
         after = chain.read({**self._now.files, **files})
         packed = bundle.encode(after.files)
         bundle.decode(packed)
         self._folder.publish(files)
-        self._now, self._bundle = after, packed
+        self._now, self._bundle, self._signers = after, packed, signers
 
     def _warn(self) -> None:
-        time = self._clock()
-        now = self._now
-        for name, signed in {"root": now.root, "targets": now.targets, **now.publishers}.items():
-            if signed.is_expired(time):
-                _log.warning("%s has expired: devices change nothing until it is renewed", name)
-        if self._keys.director.public_key.keyid not in chain.director_keys(now.targets):
-            _log.warning("The owners do not let director.pem sign: devices refuse every assignment")
+        if self._signers.director is None:
+            _log.warning("The owners let no key here sign: devices refuse every assignment")
+
+
+def _no_director(code: str) -> TrustError:
+    return TrustError(
+        "Targets do not let a key of the server sign assignments.",
+        code=code,
+        hint="`edgefleet keys rotate director` makes one here and has it named.",
+    )
