@@ -20,6 +20,7 @@ _log = logging.getLogger(__name__)
 _BUSY_S = 15
 _CALLBACKS = "after_commit"
 _REASON = "reason"
+_LAST = "before_commit"
 
 
 class Database:
@@ -69,6 +70,8 @@ class Database:
             with Session(self._writers, expire_on_commit=False) as session:
                 _begin(session)
                 yield session
+                for callback in session.info.pop(_LAST, ()):
+                    callback(session)
                 session.commit()
                 callbacks = session.info.pop(_CALLBACKS, ())
         finally:
@@ -87,6 +90,15 @@ def after_commit(session: Session, callback: Callable[[], None]) -> None:
     sessions of its own. What it raises is logged: the commit stands.
     """
     session.info.setdefault(_CALLBACKS, []).append(callback)
+
+
+def before_commit(session: Session, callback: Callable[[Session], None]) -> None:
+    """Have `callback` called in the transaction, as the last thing before it is committed.
+
+    What it raises rolls the transaction back. A lock that it takes is held for a moment only, and
+    no other lock is asked for after it.
+    """
+    session.info.setdefault(_LAST, []).append(callback)
 
 
 def give_reason(session: Session, reason: str) -> None:

@@ -42,6 +42,7 @@ class Event(BaseModel):
                     "reason": "",
                     "before": {"state": "new"},
                     "after": {"state": "enrolled"},
+                    "hash": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
                 }
             ]
         }
@@ -58,6 +59,7 @@ class Event(BaseModel):
     reason: str
     before: dict[str, Any] | None
     after: dict[str, Any] | None
+    hash: str
 
 
 @router.get(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlmodel import Session
 
-from edgefleet_cloud.database import after_commit, reason_of
-from edgefleet_cloud.events import repository
+from edgefleet_cloud.database import after_commit, before_commit, reason_of
+from edgefleet_cloud.events import chain, repository
 from edgefleet_cloud.events.feed import EventFeed
 from edgefleet_cloud.events.tables import EventRow
 from edgefleet_cloud.filters import Node, parse
@@ -18,7 +19,7 @@ from edgefleet_shared.errors import InvalidInputError
 from edgefleet_shared.times import format_time
 
 MESSAGE_CHARACTERS = 1000
-_RINGING = "events.ring"
+_WAITING = "events.waiting"
 
 
 class EventLog:
@@ -47,7 +48,7 @@ class EventLog:
         before: Mapping[str, Any] | None = None,
         after: Mapping[str, Any] | None = None,
     ) -> None:
-        """Append one event in the caller's transaction."""
+        """Append one event in the caller's transaction; it gets its number at the commit."""
         row = EventRow(
             ts=format_time(self._clock()),
             type=type,
@@ -55,16 +56,16 @@ class EventLog:
             subject=subject,
             actor=actor or "system",
             message=message[:MESSAGE_CHARACTERS],
-            data=dict(data or {}),
+            data=_frozen(data or {}) or {},
             reason=reason or reason_of(session),
-            before=None if before is None else dict(before),
-            after=None if after is None else dict(after),
+            before=_frozen(before),
+            after=_frozen(after),
         )
-        session.add(row)
-        session.flush()
-        if not session.info.get(_RINGING):
-            session.info[_RINGING] = True
+        if (waiting := session.info.get(_WAITING)) is None:
+            waiting = session.info[_WAITING] = []
+            before_commit(session, lambda session: chain.append(session, waiting))
             after_commit(session, self.feed.ring)
+        waiting.append(row)
 
     def page(self, session: Session, query: PageQuery) -> tuple[Sequence[EventRow], str]:
         """Return one page and the token of the next.
@@ -114,3 +115,20 @@ class EventLog:
         if len(rows) < limit:
             return rows, max(last, repository.newest(session))
         return rows, rows[-1].id or last
+
+
+def _frozen(document: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return a copy as it will be read again: what is hashed now must be what is found then.
+
+    Numbers that JSON cannot say exactly become text.
+    """
+    if document is None:
+        return None
+    copy: dict[str, Any] = json.loads(
+        json.dumps(document), parse_int=_small_int, parse_constant=str
+    )
+    return copy
+
+
+def _small_int(digits: str) -> int | str:
+    return int(digits) if len(digits) < 16 else digits

@@ -7,6 +7,8 @@ from typing import Any
 from sqlalchemy import JSON, Column
 from sqlmodel import Field, SQLModel
 
+from edgefleet_shared.audit import Entry
+
 
 class EventRow(SQLModel, table=True):
     """One thing that happened. `id` only grows and is never given twice.
@@ -15,6 +17,7 @@ class EventRow(SQLModel, table=True):
         reason: Why, in the words of whoever did it.
         before: What was there; None if the event made it, or changed nothing.
         after: What was there afterwards; None if the event took it away, or changed nothing.
+        hash: Chains the row to the one before it (`edgefleet_shared.audit`).
     """
 
     __tablename__ = "events"
@@ -35,3 +38,8 @@ class EventRow(SQLModel, table=True):
     after: dict[str, Any] | None = Field(
         default=None, sa_column=Column(JSON(none_as_null=True), nullable=True)
     )
+    hash: str = ""
+
+    def entry(self) -> Entry:
+        """Return what of the row is hashed."""
+        return Entry(*(getattr(self, name) for name in Entry._fields))
