@@ -201,12 +201,12 @@ class Activation:
             self._tools.gateway().unroute(self._ledger.name)
             self._ledger.serve(None)
             return None
-        if good.release_counter < self._tools.security_floor(good.model):
+        if code := self._tools.why_not_serve(good.model, good.release_counter):
             self._tools.gateway().unroute(good.model)
             self._ledger.serve(None)
             raise GatewayRefusedError(
                 f"{good.version} is below the security floor by now; nothing is served.",
-                code="below_security_floor",
+                code=code,
             )
         if self._ledger.serving != good:
             self._back = self.route(good, "rollback", trigger)

@@ -89,7 +89,7 @@ def build(
     """
     state, run = durable.make_folder(config.state), durable.make_folder(config.run, 0o755)
     identity, boot = Identity(state / "identity"), new_id()
-    acceptance = Acceptance(state, identity.who, identity.root, clock)
+    acceptance = Acceptance(state, identity.who, config.hardware_id, identity.root, clock)
 
     daemon: Daemon
 

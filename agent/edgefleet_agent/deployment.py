@@ -60,10 +60,10 @@ class Staging:
 
     def _once(self) -> bool:
         target = self._ledger.deployment.target
-        if target.release_counter < self._tools.security_floor(target.model):
+        if code := self._tools.why_not_serve(target.model, target.release_counter):
             self._ledger.move(
                 _E.REJECT,
-                reason="below_security_floor",
+                reason=code,
                 detail="The publisher has raised the security floor above this version.",
             )
             return False

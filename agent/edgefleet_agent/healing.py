@@ -87,7 +87,7 @@ class Healing:
         record = self._ledger.record
         good = record.previous
         self._ledger.serve(record.active)
-        if good is None or good.release_counter < self._tools.security_floor(good.model):
+        if good is None or self._tools.why_not_serve(good.model, good.release_counter):
             self._ledger.serve(None)
             self._ledger.tell(
                 Step.INFER,

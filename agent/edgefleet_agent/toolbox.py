@@ -15,6 +15,7 @@ from edgefleet_agent.outbox import Outbox
 from edgefleet_agent.store import Store
 from edgefleet_agent.telemetry import Telemetry
 from edgefleet_shared.errors import IncompatibleError
+from edgefleet_shared.install import why_not_serve
 from edgefleet_shared.package import Manifest, Variant, decode_manifest
 
 
@@ -46,6 +47,10 @@ class Toolbox(NamedTuple):
     hardware: str
     accelerators: frozenset[str]
     threads: int
+
+    def why_not_serve(self, model: str, release_counter: int) -> str:
+        """Return '' if a version may serve by today's floors, else the code why not."""
+        return why_not_serve(release_counter, self.security_floor(model))
 
     def manifest(self, digest: str, size: int) -> Manifest:
         """Return a stored manifest, hashed again.

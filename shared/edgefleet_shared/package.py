@@ -26,6 +26,7 @@ from edgefleet_shared.manifest import (
 from edgefleet_shared.manifest_rules import MAX_FILES, SESSION_OPTIONS, check_manifest, check_path
 
 __all__ = [
+    "EVERY_HARDWARE",
     "MANIFEST_MAX_BYTES",
     "MAX_FILES",
     "MEDIA_TYPE",
@@ -47,9 +48,12 @@ __all__ = [
     "encode_manifest",
     "publisher_role",
     "target_path",
+    "unfit",
 ]
 
 MANIFEST_MAX_BYTES = 64 * 1024
+EVERY_HARDWARE = "*"
+"""What a variant names that runs anywhere."""
 MEDIA_TYPE = "application/vnd.edgefleet.package.v1+json"
 
 
@@ -103,18 +107,26 @@ def choose_variant(manifest: Manifest, hardware: str, accelerators: frozenset[st
     """
     usable = [v for v in manifest.variants if v.accelerator in accelerators]
     exact = [v for v in usable if hardware in v.hardware]
-    found = exact or [v for v in usable if "*" in v.hardware]
-    if len(found) == 1:
+    found = exact or [v for v in usable if EVERY_HARDWARE in v.hardware]
+    code = unfit(len(found))
+    if not code:
         return found[0]
     offered = ", ".join(f"{v.id} ({v.accelerator}: {' '.join(v.hardware)})" for v in usable)
     if not found:
         raise InvalidInputError(
             f"No variant of {manifest.name} {manifest.version} runs on {hardware!r}.",
-            code="no_compatible_variant",
+            code=code,
             hint=f"Usable here by accelerator: {offered or 'none'}.",
         )
     raise InvalidInputError(
         f"{len(found)} variants of {manifest.name} {manifest.version} fit {hardware!r}: {offered}.",
-        code="ambiguous_variant",
+        code=code,
         hint="Publish a version in which exactly one variant fits.",
     )
+
+
+def unfit(fitting: int) -> str:
+    """Return '' if exactly one variant fits a device, else the code by which it is refused."""
+    if fitting == 1:
+        return ""
+    return "ambiguous_variant" if fitting > 1 else "no_compatible_variant"

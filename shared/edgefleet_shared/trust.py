@@ -8,7 +8,6 @@ rotation and revocation come from TUF.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import NamedTuple
 
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import TargetFile, Targets
@@ -16,8 +15,8 @@ from tuf.api.metadata import TargetFile, Targets
 from edgefleet_shared import dsse, strict_json
 from edgefleet_shared.errors import InvalidInputError, TrustError
 from edgefleet_shared.identifiers import check_digest, check_name, check_version
+from edgefleet_shared.install import MAX_COUNTER_JUMP, Case, DeviceIdentity, Release, why_not
 from edgefleet_shared.messages import ASSIGNMENT_TYPE, Assignment, SlotAssignment
-from edgefleet_shared.package import target_path
 from edgefleet_shared.times import format_time, parse_time
 
 __all__ = [
@@ -26,31 +25,24 @@ __all__ = [
     "LIFE_DAYS",
     "MAX_COUNTER_JUMP",
     "DeviceIdentity",
-    "check_agreement",
+    "explain",
     "format_time",
     "open_assignment",
     "parse_time",
+    "read_release",
+    "unseal_assignment",
 ]
 
 DIRECTOR_ROLE = "director"
 DIRECTOR_PATHS = ["assignments/*"]
-MAX_COUNTER_JUMP = 2**20
 LIFE_DAYS = {"root": 365, "targets": 180, "publisher": 90, "snapshot": 7, "timestamp": 1}
 """Days that a role's metadata holds after it was signed; `publisher` for every family's."""
-
-
-class DeviceIdentity(NamedTuple):
-    """Who a device is: its fleet, its id and the digest of its public key (SPKI, DER)."""
-
-    fleet: str
-    device: str
-    key: str
 
 
 def open_assignment(
     data: bytes, targets: Targets, me: DeviceIdentity, *, floor: int, now: datetime
 ) -> Assignment:
-    """Return the assignment in a DSSE envelope, or say why it must be refused.
+    """Return the assignment in a DSSE envelope if it is this device's, new and not expired.
 
     Args:
         data: The envelope's JSON.
@@ -61,10 +53,23 @@ def open_assignment(
         now: The device's time, never below its time floor.
 
     Raises:
+        InvalidInputError: As `unseal_assignment`.
+        TrustError: As `unseal_assignment`, or by a code of `install.why_not`.
+    """
+    assignment = unseal_assignment(data, targets)
+    case = Case(me, "", now, floor, "", assignment, None, None, 0)
+    if code := why_not(case):
+        raise explain(case, code)
+    return assignment
+
+
+def unseal_assignment(data: bytes, targets: Targets) -> Assignment:
+    """Return what the director signed; whether it may be obeyed is for `install.why_not` to say.
+
+    Raises:
         InvalidInputError: Not an envelope or not an assignment (code `malformed`), or a slot that
             cannot be (`malformed`, `invalid_name`, `invalid_version`, `invalid_digest`).
-        TrustError: code `payload_type`, `signature`, `wrong_fleet`, `wrong_device`, `wrong_key`,
-            `replayed`, `fast_forward` or `expired`.
+        TrustError: code `payload_type` or `signature`.
     """
     envelope = dsse.read(data, ASSIGNMENT_TYPE)
     try:
@@ -76,45 +81,55 @@ def open_assignment(
     assignment = strict_json.decode(
         envelope.payload, Assignment, max_bytes=dsse.ENVELOPE_MAX_BYTES, what="assignment"
     )
-    _check_addressee(assignment, me)
-    _check_freshness(assignment, floor, now)
+    parse_time(assignment.expires)
     for name, slot in assignment.slots.items():
         _check_slot(name, slot)
     return assignment
 
 
-def check_agreement(slot: SlotAssignment, target: TargetFile | None, floor: int) -> None:
-    """Check that the catalog allows what the assignment asks for.
-
-    Args:
-        slot: What the director wants to run.
-        target: The catalog's entry for the slot's manifest, found through delegations; or None.
-        floor: The family's security floor that this device has seen.
+def read_release(target: TargetFile) -> Release:
+    """Return what the catalog's entry for a manifest says.
 
     Raises:
-        TrustError: code `not_in_catalog`, `disagree` or `below_security_floor`.
+        TrustError: It does not say what a device must compare (code `disagree`).
     """
-    path = target_path(slot.model, slot.version)
-    if target is None or target.path != path:
-        raise TrustError(
-            f"No publisher has signed {slot.model} {slot.version}.", code="not_in_catalog"
-        )
-    custom = target.custom or {}
-    counters = (custom.get("release_counter"), custom.get("security_floor", 0))
-    catalog = ("sha256:" + target.hashes.get("sha256", ""), target.length, counters[0])
-    if catalog != (slot.manifest, slot.size, slot.release_counter) or not all(
-        type(counter) is int
-        for counter in counters  # 1 == 1.0 == True, but not in every language
+    custom: dict[str, object] = target.custom if isinstance(target.custom, dict) else {}
+    counter, floor = custom.get("release_counter"), custom.get("security_floor", 0)
+    hardware = custom.get("hardware")
+    if (
+        type(counter) is not int  # 1 == 1.0 == True, but not in every language
+        or type(floor) is not int
+        or not isinstance(hardware, list)
+        or not all(isinstance(name, str) for name in hardware)
     ):
         raise TrustError(
-            f"The catalog and the assignment disagree about {slot.model} {slot.version}.",
-            code="disagree",
+            f"The catalog does not say counters and hardware of {target.path}.", code="disagree"
         )
-    if slot.release_counter < max(floor, custom.get("security_floor", 0)):
-        raise TrustError(
-            f"{slot.model} {slot.version} is below the publisher's security floor.",
-            code="below_security_floor",
-        )
+    digest = "sha256:" + target.hashes.get("sha256", "")
+    return Release(target.path, digest, target.length, frozenset(hardware), counter, floor)
+
+
+def explain(case: Case, code: str) -> TrustError:
+    """Return the error that says why `install.why_not` answered by that code."""
+    order, slot, me = case.assignment, case.slot, case.me
+    what = f"{slot.model} {slot.version}" if slot else "the assignment"
+    sentences = {"signature": "The assignment is not signed by the fleet's director."}
+    if order is not None:
+        sentences |= {
+            "wrong_fleet": f"The assignment is for fleet {order.fleet[:80]!r}, not {me.fleet!r}.",
+            "wrong_device": f"The assignment is for {order.device[:80]!r}; this is {me.device!r}.",
+            "wrong_key": "The assignment is for another key of this device.",
+            "replayed": f"The assignment's counter is {order.counter}; {case.floor} was accepted.",
+            "fast_forward": f"The assignment's counter jumps from {case.floor} to {order.counter}.",
+            "expired": f"The assignment expired at {order.expires}.",
+        }
+    sentences |= {
+        "not_in_catalog": f"No publisher of the model has signed {what}.",
+        "disagree": f"The catalog and the assignment disagree about {what}.",
+        "wrong_hardware": f"{what} is not for {case.hardware!r}.",
+        "below_security_floor": f"{what} is below the publisher's security floor.",
+    }
+    return TrustError(sentences.get(code, f"{what} may not be installed."), code=code)
 
 
 def _check_slot(name: str, slot: SlotAssignment) -> None:
@@ -125,28 +140,3 @@ def _check_slot(name: str, slot: SlotAssignment) -> None:
     if slot.mode == "run":
         check_version(slot.version)
         check_digest(slot.manifest)
-
-
-def _check_addressee(assignment: Assignment, me: DeviceIdentity) -> None:
-    for code, got, mine in (
-        ("wrong_fleet", assignment.fleet, me.fleet),
-        ("wrong_device", assignment.device, me.device),
-        ("wrong_key", assignment.key, me.key),
-    ):
-        if got != mine:
-            raise TrustError(f"The assignment is for {got[:80]!r}; this is {mine!r}.", code=code)
-
-
-def _check_freshness(assignment: Assignment, floor: int, now: datetime) -> None:
-    if assignment.counter <= floor:
-        raise TrustError(
-            f"The assignment's counter is {assignment.counter}; {floor} was already accepted.",
-            code="replayed",
-        )
-    if assignment.counter - floor > MAX_COUNTER_JUMP:
-        raise TrustError(
-            f"The assignment's counter jumps from {floor} to {assignment.counter}.",
-            code="fast_forward",
-        )
-    if parse_time(assignment.expires) <= now:
-        raise TrustError(f"The assignment expired at {assignment.expires}.", code="expired")

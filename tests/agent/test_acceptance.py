@@ -33,7 +33,11 @@ class Device:
     def wake(self):
         """Start again from what is on disk."""
         self.acceptance = Acceptance(
-            self.state, self.identity.who, self.identity.root, lambda: time.time() + self.shift
+            self.state,
+            self.identity.who,
+            "rpi5",
+            self.identity.root,
+            lambda: time.time() + self.shift,
         )
 
     def floors(self):

@@ -7,31 +7,21 @@ are verified again from disk at the next start, so that no assignment is half ac
 from __future__ import annotations
 
 import base64
-import binascii
-from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
-from tuf.api.metadata import TargetFile
 
 from edgefleet_agent import durable
 from edgefleet_agent.ports import Clock
-from edgefleet_agent.trust.catalog import Catalog
+from edgefleet_agent.trust.evidence import Evidence, Opened, cases, gather, open_document
 from edgefleet_agent.trust.floors import Floors, FloorStore, ModelFloor
-from edgefleet_shared import bundle, strict_json
-from edgefleet_shared.bundle import BundleFetcher
-from edgefleet_shared.errors import EdgeFleetError, InvalidInputError, TrustError
-from edgefleet_shared.messages import DESIRED_MAX_BYTES, Assignment, Desired
-from edgefleet_shared.package import target_path
-from edgefleet_shared.trust import (
-    DeviceIdentity,
-    check_agreement,
-    format_time,
-    open_assignment,
-    parse_time,
-)
+from edgefleet_shared import strict_json
+from edgefleet_shared.errors import EdgeFleetError, TrustError
+from edgefleet_shared.install import DeviceIdentity, why_not
+from edgefleet_shared.messages import Assignment
+from edgefleet_shared.trust import explain, format_time, parse_time
 
 TIME_STEP = timedelta(minutes=10)
 
@@ -43,24 +33,21 @@ class Accepted(NamedTuple):
     blobs: str
 
 
-class _Opened(NamedTuple):
-    desired: Desired
-    envelope: bytes
-    files: Mapping[str, bytes]
-
-
 class Acceptance:
     """The device's judgement, with its memory.
 
     Args:
         state: The state folder; `trust/` and `desired/` lie in it.
         who: The device.
+        hardware: Its hardware id, which the catalog must name.
         root: The pinned first TUF root.
         clock: Seconds since the epoch.
     """
 
-    def __init__(self, state: Path, who: DeviceIdentity, root: bytes, clock: Clock) -> None:
-        self._who, self._root, self._clock = who, root, clock
+    def __init__(
+        self, state: Path, who: DeviceIdentity, hardware: str, root: bytes, clock: Clock
+    ) -> None:
+        self._who, self._hardware, self._root, self._clock = who, hardware, root, clock
         self._cache = state / "trust" / "metadata"
         self._file = durable.make_folder(state / "desired") / "accepted.json"
         durable.sweep(self._file.parent)
@@ -98,7 +85,7 @@ class Acceptance:
         payload = durable.read_bytes(self._file)
         if payload is None:
             return None
-        opened = _open(payload)
+        opened = open_document(payload)
         if opened.desired.counter <= self.counter:
             return Accepted(_unsealed(opened.envelope), opened.desired.blobs)
         return self._judge(payload, opened)
@@ -111,7 +98,7 @@ class Acceptance:
                 floors, which are genuine whatever the assignment is.
             InvalidInputError: It cannot be read.
         """
-        opened = _open(payload)
+        opened = open_document(payload)
         if known := self._same(opened.envelope):
             return Accepted(known, opened.desired.blobs)
         return self._judge(payload, opened)
@@ -121,14 +108,14 @@ class Acceptance:
         if payload is None:
             return None
         try:
-            last = _open(payload)
+            last = open_document(payload)
         except EdgeFleetError:
             return None  # damaged on disk: judge what has come as if it were new
         if last.envelope != envelope or last.desired.counter > self.counter:
             return None
         return _unsealed(last.envelope)
 
-    def _judge(self, payload: bytes, opened: _Opened) -> Accepted:
+    def _judge(self, payload: bytes, opened: Opened) -> Accepted:
         floors = self._floors.current
         if floors is None:
             raise TrustError(
@@ -137,36 +124,27 @@ class Acceptance:
                 hint="Enrol the device anew; what runs goes on running.",
             )
         now = self.now()
-        catalog = Catalog(self._cache, BundleFetcher(opened.files), self._root, now, floors)
-        floors = self._raise(catalog.raise_floors(floors, []), now)
-        assignment = open_assignment(
-            opened.envelope, catalog.targets, self._who, floor=floors.counter, now=now
-        )
-        if assignment.counter != opened.desired.counter:
-            raise TrustError("The document's counter is not its assignment's.", code="disagree")
-        found = {
-            name: catalog.find_release(slot.model, target_path(slot.model, slot.version))
-            for name, slot in assignment.slots.items()
-            if slot.mode == "run"
-        }
-        floors = self._raise(catalog.raise_floors(floors, list(found)), now)
-        _agree(assignment, found, floors)
+        evidence = gather(opened, self._cache, self._root, now, floors)
+        # Genuine whatever the assignment is, so they hold even if it is refused.
+        raised = self._raise(evidence, now)
+        for case in cases(evidence, self._who, self._hardware, now, floors.counter):
+            if code := why_not(case):
+                raise evidence.problem or explain(case, code)
+        assert evidence.assignment is not None
         durable.atomic_write(self._file, payload)
-        self._floors.commit(_counted(floors, assignment))
-        return Accepted(assignment, opened.desired.blobs)
+        self._floors.commit(_counted(raised, evidence.assignment))
+        return Accepted(evidence.assignment, opened.desired.blobs)
 
-    def _raise(self, floors: Floors, now: datetime) -> Floors:
+    def _raise(self, evidence: Evidence, now: datetime) -> Floors:
         """Commit floors that a verified catalog raises; its expiry bounds the time floor."""
-        last = parse_time(floors.time) if floors.time else None
-        if last is None or now - last >= TIME_STEP:
-            floors = msgspec.structs.replace(floors, time=format_time(now))
+        floors = evidence.floors
+        if evidence.expires is not None:
+            last = parse_time(floors.time) if floors.time else None
+            if last is None or now - last >= TIME_STEP:
+                time = format_time(min(now, evidence.expires))
+                floors = msgspec.structs.replace(floors, time=time)
         self._floors.commit(floors)
         return floors
-
-
-def _agree(assignment: Assignment, found: Mapping[str, TargetFile | None], floors: Floors) -> None:
-    for name, target in found.items():
-        check_agreement(assignment.slots[name], target, floors.model(name).security_floor)
 
 
 def _counted(floors: Floors, assignment: Assignment) -> Floors:
@@ -176,20 +154,6 @@ def _counted(floors: Floors, assignment: Assignment) -> Floors:
         newest = max(floor.release_counter, slot.release_counter)
         models[name] = ModelFloor(newest, floor.security_floor)
     return msgspec.structs.replace(floors, counter=assignment.counter, models=models)
-
-
-def _open(payload: bytes) -> _Opened:
-    desired = strict_json.decode(
-        payload, Desired, max_bytes=DESIRED_MAX_BYTES, what="desired document"
-    )
-    try:
-        envelope = base64.b64decode(desired.assignment, validate=True)
-        packed = base64.b64decode(desired.bundle, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise InvalidInputError(
-            f"The desired document is not base64: {error}.", code="malformed"
-        ) from error
-    return _Opened(desired, envelope, bundle.decode(packed))
 
 
 def _unsealed(envelope: bytes) -> Assignment:

@@ -16,9 +16,13 @@ from edgefleet_cloud.rollouts import repository
 from edgefleet_cloud.rollouts.schemas import NewRollout
 from edgefleet_cloud.rollouts.waves import WaveSpec, split
 from edgefleet_shared.errors import InvalidInputError
-from edgefleet_shared.package import MANIFEST_MAX_BYTES, Manifest, decode_manifest
+from edgefleet_shared.package import (
+    EVERY_HARDWARE,
+    MANIFEST_MAX_BYTES,
+    Manifest,
+    decode_manifest,
+)
 
-EVERY_HARDWARE = "*"
 EVERY_DEVICE = "id like '*'"
 
 
