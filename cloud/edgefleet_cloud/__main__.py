@@ -8,16 +8,23 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import edgefleet_cloud
 from edgefleet_cloud import compose, config, server
-from edgefleet_cloud.auth.service import TokenService
+from edgefleet_cloud.auth.roles import Role
+from edgefleet_cloud.auth.service import LIFE, TokenService, Wish
+from edgefleet_cloud.auth.tables import TokenRow
 from edgefleet_cloud.broker import command
+from edgefleet_cloud.events.feed import EventFeed
+from edgefleet_cloud.events.service import EventLog
 from edgefleet_cloud.ports import system_clock
 from edgefleet_shared.errors import EdgeFleetError
 
 BAD_USE = 2
+SHELL = "shell"
+"""The actor of what is done at the server's own command line."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,23 +70,37 @@ def _serve(options: argparse.Namespace) -> None:
 def _token(options: argparse.Namespace) -> None:
     settings = config.load(options.config)
     database = compose.open_database(settings)
-    tokens = TokenService(system_clock)
+    tokens = TokenService(system_clock, EventLog(EventFeed()))
+    found: dict[str, object] | list[dict[str, object]]
     try:
         if options.action == "list":
             with database.read() as session:
-                for row in tokens.every(session):
-                    state = f"revoked {row.revoked}" if row.revoked else "valid"
-                    print(f"{row.name}\t{row.role}\tcreated {row.created}\t{state}")  # noqa: T201
-            return
-        with database.write() as session:
-            if options.action == "create":
-                token = tokens.create(session, options.name)
-            else:
-                tokens.revoke(session, options.name)
-        if options.action == "create":
-            print(token)  # noqa: T201 - the answer; shown this once
+                rows = [_shown(row) for row in tokens.every(session)]
+            found, lines = rows, [_line(row) for row in rows]
+        elif options.action == "create":
+            life = None if options.never else timedelta(days=options.days)
+            wish = Wish(options.name, Role(options.role), options.scope, life)
+            with database.write() as session:
+                row, text = tokens.create(session, wish, SHELL)
+                found, lines = {**_shown(row), "token": text}, [text]
+        else:
+            with database.write() as session:
+                found, lines = _shown(tokens.revoke(session, options.name, SHELL)), []
     finally:
         database.close()
+    for line in [json.dumps(found, indent=2)] if options.as_json else lines:
+        print(line)  # noqa: T201 - the answer; a new token is shown this once
+
+
+def _shown(row: TokenRow) -> dict[str, object]:
+    return row.model_dump(exclude={"hash"})
+
+
+def _line(row: dict[str, object]) -> str:
+    end = f"expires {row['expires']}" if row["expires"] else "for ever"
+    state = f"revoked {row['revoked']}" if row["revoked"] else end
+    return "\t".join(map(str, (row["name"], row["role"], f"created {row['created']}", state,
+                               row["scope"])))  # fmt: skip
 
 
 def _openapi(_options: argparse.Namespace) -> None:
@@ -115,8 +136,21 @@ def _add_token(parser: argparse.ArgumentParser) -> None:
         one = actions.add_parser(action, help=what)
         one.add_argument("name", help="who will use it, for example ci")
         _add_config(one)
-    _add_config(actions.add_parser("list", help="name all tokens"))
+        _add_json(one)
+        if action == "create":
+            roles = [role.value for role in Role]
+            one.add_argument("--role", choices=roles, default="viewer", help="default: viewer")
+            one.add_argument("--scope", default="", help="a filter, as labels.site == 'berlin'")
+            one.add_argument("--days", type=int, default=LIFE.days, help="default: 90")
+            one.add_argument("--never", action="store_true", help="it never expires")
+    every = actions.add_parser("list", help="name all tokens")
+    _add_config(every)
+    _add_json(every)
     parser.set_defaults(run=_token)
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", dest="as_json", action="store_true", help="print JSON")
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,8 @@ from pydantic import BaseModel, ConfigDict
 
 import edgefleet_cloud
 from edgefleet_cloud import http_errors
-from edgefleet_cloud.auth.endpoints import require_token
+from edgefleet_cloud.auth import endpoints as tokens
+from edgefleet_cloud.auth.guards import anyone, authenticate
 from edgefleet_cloud.blobs import endpoints as uploads
 from edgefleet_cloud.config import Limits
 from edgefleet_cloud.database import Database
@@ -37,6 +38,7 @@ GUARDED: tuple[APIRouter, ...] = (
     events.router,
     reports.router,
     rollouts.router,
+    tokens.router,
 )
 # These authorise their callers themselves.
 OPEN: tuple[APIRouter, ...] = (enrollments.router, uploads.blob_router)
@@ -52,13 +54,13 @@ class Health(BaseModel):
     status: str = "ok"
 
 
-@health.get("/healthz", summary="Is the process alive?")
+@health.get("/healthz", summary="Is the process alive?", dependencies=[anyone("it tells nothing")])
 async def healthz() -> Health:
     """Answer, whatever else is wrong."""
     return Health()
 
 
-@health.get("/readyz", summary="Can requests be served?")
+@health.get("/readyz", summary="Can requests be served?", dependencies=[anyone("it tells nothing")])
 def readyz(db: Db) -> Health:
     """Answer once the database does."""
     with db.read() as session:
@@ -79,7 +81,7 @@ def create_app(parts: Parts) -> FastAPI:
     app.state.parts = parts
     http_errors.install(app)
     for router in GUARDED:
-        app.include_router(router, dependencies=[Depends(require_token)])
+        app.include_router(router, dependencies=[Depends(authenticate)])
     for router in (*OPEN, health):
         app.include_router(router)
     app.add_exception_handler(Repeated, show_again)

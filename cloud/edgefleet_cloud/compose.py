@@ -14,6 +14,7 @@ from sqlmodel import Session
 from edgefleet_cloud import migrations
 from edgefleet_cloud.app import create_app
 from edgefleet_cloud.auth.devices import DeviceAccess
+from edgefleet_cloud.auth.gate import Gate
 from edgefleet_cloud.auth.service import TokenService
 from edgefleet_cloud.authority.issuing import DeviceCa
 from edgefleet_cloud.authority.service import Certificates
@@ -81,7 +82,7 @@ def compose(config: Config) -> Program:
     database = open_database(config)
     feed = EventFeed()
     events = EventLog(feed)
-    tokens = TokenService(system_clock)
+    tokens = TokenService(system_clock, events)
     with database.write() as session:
         tokens.import_file(session, Path(config.admin_token_file))
     trust = Trust(MetadataFolder(config.metadata), KeyFolder(config.keys), events, system_clock)
@@ -119,8 +120,8 @@ def compose(config: Config) -> Program:
         steering.controller,
     ]
     parts = Parts(
-        database, config.limits, tokens, access, trust, uploads, models, events, devices, groups,
-        enrollments, reports, ingest, steering.rollouts,
+        database, config.limits, tokens, Gate(database, tokens), access, trust, uploads, models,
+        events, devices, groups, enrollments, reports, ingest, steering.rollouts,
     )  # fmt: skip
     return Program(create_app(parts), background, database, feed.close)
 

@@ -28,6 +28,7 @@ class RunningCloud:
         self.folder = folder
         self._background = background
         self._thread: threading.Thread | None = None
+        self._others: list[httpx.Client] = []
         self.start()
 
     def start(self) -> None:
@@ -71,12 +72,20 @@ class RunningCloud:
             return
         self.client.close()
         self.anyone.close()
+        for client in self._others:
+            client.close()
         self._server.stop()
         self._thread.join(30)
         assert not self._thread.is_alive()
         self._thread = None
         self._listener.close()
         self.program.database.close()
+
+    def bearing(self, token: str) -> httpx.Client:
+        """Return a client that sends this token; closed with the server."""
+        headers = {"Authorization": f"Bearer {token}"}
+        self._others.append(httpx.Client(base_url=self.url, headers=headers, timeout=30))
+        return self._others[-1]
 
     def upload(self, data: bytes) -> str:
         """Upload a blob in one piece; return its digest."""

@@ -82,10 +82,12 @@ def test_it_serves_and_stops(folder, tmp_path):
 def test_tokens_at_the_command_line(folder, run):
     """A token is printed once, listed without its secret, and refused after its revocation."""
     config = ("--config", folder.config)
-    token = run("token", "create", "ci", *config).strip()
+    scope = "labels.site == 'berlin'"
+    token = run("token", "create", "ci", "--role", "operator", "--scope", scope, *config).strip()
     assert len(token) > 40
     listed = run("token", "list", *config)
-    assert re.search(r"^ci\tadmin\tcreated .*Z\tvalid$", listed, re.MULTILINE)
+    line = r'^ci\toperator\tcreated .*Z\texpires .*Z\tlabels.site == "berlin"$'
+    assert re.search(line, listed, re.MULTILINE)
     assert token not in listed
     assert token.encode() not in (folder.online / "data" / "fleet.db").read_bytes()
     assert "There was a token 'ci' before." in run("token", "create", "ci", *config, code=2)
@@ -93,6 +95,33 @@ def test_tokens_at_the_command_line(folder, run):
     assert "revoked 20" in run("token", "list", *config)
     assert "There is no token" in run("token", "revoke", "absent", *config, code=2)
     assert "cannot name a token" in run("token", "create", "C I", *config, code=2)
+
+
+def test_tokens_as_json(folder, run):
+    """Machines get one document, with the token once; only here may it live for ever."""
+    config = ("--config", folder.config, "--json")
+    made = json.loads(run("token", "create", "ci", "--never", *config))
+    assert (made["role"], made["expires"], made["maker"]) == ("viewer", "", "shell")
+    assert made["token"].startswith("eft_")
+    listed = json.loads(run("token", "list", *config))
+    assert [row["name"] for row in listed] == ["ci"]
+    assert "token" not in listed[0]
+    assert json.loads(run("token", "revoke", "ci", *config))["revoked"]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--days", "367"), "1 to 366 days"),
+        (("--days", "0"), "1 to 366 days"),
+        (("--scope", "online == true"), "no field 'online'"),
+        (("--role", "publisher", "--scope", "labels.site == 'x'"), "no field 'labels.site'"),
+        (("--scope", "labels.site = 'x'"), "Equality is '=='"),
+    ],
+)
+def test_a_token_that_cannot_be(folder, run, options, says):
+    """A scope that is none and a life that is too long are refused in a sentence."""
+    assert says in run("token", "create", "ci", *options, "--config", folder.config, code=2)
 
 
 def test_a_revoked_token_opens_nothing(cloud, run):

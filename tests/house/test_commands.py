@@ -77,8 +77,10 @@ def test_the_command_exists(line, whole):
     if words[1].startswith("-"):
         assert words[1] in help_of(words[0])
         return
-    text = help_of(*words[:2])
-    for word in words[2:]:
+    text, rest = help_of(*words[:2]), words[2:]
+    if rest and re.search(rf"^    {re.escape(rest[0])} ", text, re.MULTILINE):
+        text = help_of(*words[:3])  # a subcommand of a subcommand
+    for word in rest:
         if word.startswith("--"):
             assert re.search(rf"{re.escape(word.partition('=')[0])}(?![\w-])", text), word
 

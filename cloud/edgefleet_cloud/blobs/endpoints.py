@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
-from edgefleet_cloud.auth.endpoints import require_reader
+from edgefleet_cloud.auth.guards import allow
 from edgefleet_cloud.blobs import ranges
 from edgefleet_cloud.blobs.service import COMPLETE, Progress, Uploads
 from edgefleet_cloud.errors import ConflictError
@@ -20,8 +20,8 @@ from edgefleet_cloud.web import Db, RequestDatabase, part
 from edgefleet_shared.errors import InvalidInputError
 
 router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
-# Devices read blobs too, so this router brings its own guard.
-blob_router = APIRouter(prefix="/v1/blobs", tags=["blobs"], dependencies=[Depends(require_reader)])
+# Devices read blobs too, without a token.
+blob_router = APIRouter(prefix="/v1/blobs", tags=["blobs"])
 Service = Annotated[Uploads, Depends(part(Uploads))]
 
 _DIGEST = "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
@@ -63,7 +63,12 @@ class Upload(BaseModel):
     state: str
 
 
-@router.post("", status_code=201, summary="Begin an upload, or find the open one")
+@router.post(
+    "",
+    status_code=201,
+    summary="Begin an upload, or find the open one",
+    dependencies=[allow("uploads.write")],
+)
 def begin_upload(body: UploadIn, response: Response, service: Service, db: Db) -> Upload:
     """Answer 200 and `complete` if the blob is stored already."""
     with db.write() as session:
@@ -73,7 +78,7 @@ def begin_upload(body: UploadIn, response: Response, service: Service, db: Db) -
     return _show(progress)
 
 
-@router.get("/{upload_id}", summary="How far is an upload?")
+@router.get("/{upload_id}", summary="How far is an upload?", dependencies=[allow("uploads.write")])
 def get_upload(upload_id: str, service: Service, db: Db) -> Upload:
     """Return the number of bytes that are on disk."""
     with db.read() as session:
@@ -84,6 +89,7 @@ def get_upload(upload_id: str, service: Service, db: Db) -> Upload:
     "/{upload_id}",
     summary="Send bytes",
     openapi_extra={"requestBody": {"content": {"application/octet-stream": {}}, "required": True}},
+    dependencies=[allow("uploads.write")],
 )
 async def send_bytes(
     upload_id: str,
@@ -149,8 +155,13 @@ def _finish(service: Uploads, db: RequestDatabase, progress: Progress) -> Upload
         206: {"content": {"application/octet-stream": {}}, "description": "A range"},
         304: {"description": "The caller has it"},
     },
+    dependencies=[allow("blobs.read", devices=True)],
 )
-@blob_router.head("/{digest}", summary="Is a blob here, and how large?")
+@blob_router.head(
+    "/{digest}",
+    summary="Is a blob here, and how large?",
+    dependencies=[allow("blobs.read", devices=True)],
+)
 def get_blob(
     digest: str,
     request: Request,

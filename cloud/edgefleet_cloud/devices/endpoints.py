@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Response
 
+from edgefleet_cloud.auth.guards import allow
 from edgefleet_cloud.devices.schemas import Device, DeviceChange, DeviceState, NewDevice
 from edgefleet_cloud.devices.service import Devices
 from edgefleet_cloud.paging import PageOf, Paging
@@ -15,7 +16,7 @@ router = APIRouter(prefix="/v1/devices", tags=["devices"])
 Service = Annotated[Devices, Depends(part(Devices))]
 
 
-@router.get("")
+@router.get("", dependencies=[allow("devices.read")])
 def list_devices(devices: Service, db: Db, query: Paging) -> PageOf[Device]:
     """List devices; filter on id, hardware, state, online, last_seen, created and labels.*."""
     with db.read() as session:
@@ -23,7 +24,7 @@ def list_devices(devices: Service, db: Db, query: Paging) -> PageOf[Device]:
         return PageOf(items=[Device.of(row) for row in rows], next_page_token=token)
 
 
-@router.post("", status_code=201)
+@router.post("", status_code=201, dependencies=[allow("devices.provision")])
 def register_device(
     devices: Service, db: Db, actor: Actor, body: NewDevice, response: Response
 ) -> Device:
@@ -34,7 +35,7 @@ def register_device(
         return Device.of(row)
 
 
-@router.get("/{device_id}")
+@router.get("/{device_id}", dependencies=[allow("devices.read")])
 def get_device(devices: Service, db: Db, device_id: str, response: Response) -> Device:
     """Answer one device. Its ETag changes with what operators set, not with reports."""
     with db.read() as session:
@@ -43,7 +44,7 @@ def get_device(devices: Service, db: Db, device_id: str, response: Response) -> 
         return Device.of(row)
 
 
-@router.patch("/{device_id}")
+@router.patch("/{device_id}", dependencies=[allow("devices.write")])
 def change_device(
     devices: Service,
     db: Db,
@@ -62,14 +63,14 @@ def change_device(
         return Device.of(row)
 
 
-@router.delete("/{device_id}")
+@router.delete("/{device_id}", dependencies=[allow("devices.provision")])
 def decommission_device(devices: Service, db: Db, actor: Actor, device_id: str) -> Device:
     """Decommission a device: its key counts no more, its history stays, its id is not reused."""
     with db.write() as session:
         return Device.of(devices.decommission(session, devices.get(session, device_id), actor))
 
 
-@router.get("/{device_id}/state")
+@router.get("/{device_id}/state", dependencies=[allow("devices.read")])
 def get_device_state(devices: Service, db: Db, device_id: str) -> DeviceState:
     """Answer what a device should run beside what it last reported."""
     with db.read() as session:

@@ -9,6 +9,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 
+from edgefleet_cloud.auth.guards import allow, anyone
 from edgefleet_cloud.enrollments.service import Enrolled, Enrollments
 from edgefleet_cloud.web import Actor, Db, part
 
@@ -109,7 +110,7 @@ class Enrollment(BaseModel):
         )
 
 
-@tickets.post("/{device_id}/tickets", status_code=201)
+@tickets.post("/{device_id}/tickets", status_code=201, dependencies=[allow("tickets.write")])
 def make_ticket(
     enrollments: Service, db: Db, actor: Actor, device_id: str, body: NewTicket | None = None
 ) -> Ticket:
@@ -120,7 +121,7 @@ def make_ticket(
     return Ticket(ticket=issued.text, not_after=issued.not_after)
 
 
-@router.post("", status_code=201)
+@router.post("", status_code=201, dependencies=[anyone("the ticket in its body authorises it")])
 def enroll_device(enrollments: Service, db: Db, body: EnrollmentRequest) -> Enrollment:
     """Exchange a ticket for a certificate. The ticket authorises it; no token is needed."""
     with db.write() as session:

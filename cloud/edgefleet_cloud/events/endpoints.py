@@ -11,6 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict
 
+from edgefleet_cloud.auth.guards import allow
 from edgefleet_cloud.events.service import EventLog
 from edgefleet_cloud.events.tables import EventRow
 from edgefleet_cloud.filters import Node
@@ -66,6 +67,7 @@ class Event(BaseModel):
     "",
     response_model=PageOf[Event],
     responses={200: {"content": {STREAM: {"schema": {"type": "string"}}}}},
+    dependencies=[allow("events.read")],
 )
 async def read_events(
     request: Request,

@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, ConfigDict
 
+from edgefleet_cloud.auth.guards import allow
 from edgefleet_cloud.devices import repository as devices_repository
 from edgefleet_cloud.devices.schemas import Device
 from edgefleet_cloud.filters import FilterError, render
@@ -110,7 +111,7 @@ class SelectorVerdict(BaseModel):
     hint: str = ""
 
 
-@router.get("/groups")
+@router.get("/groups", dependencies=[allow("groups.read")])
 def list_groups(groups: Service, db: Db, query: Paging) -> PageOf[Group]:
     """List groups; filter on name, selector and created."""
     with db.read() as session:
@@ -118,7 +119,7 @@ def list_groups(groups: Service, db: Db, query: Paging) -> PageOf[Group]:
         return PageOf(items=[Group.of(row) for row in rows], next_page_token=token)
 
 
-@router.post("/groups", status_code=201)
+@router.post("/groups", status_code=201, dependencies=[allow("groups.write")])
 def create_group(
     groups: Service, db: Db, actor: Actor, body: NewGroup, response: Response
 ) -> Group:
@@ -129,7 +130,7 @@ def create_group(
         return Group.of(row)
 
 
-@router.get("/groups/{name}")
+@router.get("/groups/{name}", dependencies=[allow("groups.read")])
 def get_group(groups: Service, db: Db, name: str, response: Response) -> Group:
     """Answer one group."""
     with db.read() as session:
@@ -138,7 +139,7 @@ def get_group(groups: Service, db: Db, name: str, response: Response) -> Group:
         return Group.of(row)
 
 
-@router.put("/groups/{name}")
+@router.put("/groups/{name}", dependencies=[allow("groups.write")])
 def change_group(
     groups: Service,
     db: Db,
@@ -161,14 +162,14 @@ def change_group(
         return Group.of(row)
 
 
-@router.delete("/groups/{name}", status_code=204)
+@router.delete("/groups/{name}", status_code=204, dependencies=[allow("groups.write")])
 def delete_group(groups: Service, db: Db, actor: Actor, name: str) -> None:
     """Forget a group; its devices are untouched."""
     with db.write() as session:
         groups.delete(session, groups.get(session, name), actor)
 
 
-@router.get("/groups/{name}/devices")
+@router.get("/groups/{name}/devices", dependencies=[allow("groups.read")])
 def list_members(groups: Service, db: Db, name: str, query: Paging) -> PageOf[Device]:
     """List the devices that a group means now; `filter` narrows further."""
     with db.read() as session:
@@ -176,7 +177,7 @@ def list_members(groups: Service, db: Db, name: str, query: Paging) -> PageOf[De
         return PageOf(items=[Device.of(row) for row in rows], next_page_token=token)
 
 
-@router.post("/selectors/validate")
+@router.post("/selectors/validate", dependencies=[allow("devices.read")])
 def validate_selector(groups: Service, db: Db, body: SelectorText) -> SelectorVerdict:
     """Say what a filter means, or at which character it fails and what to write there."""
     try:

@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from edgefleet_cloud.auth.guards import allow
 from edgefleet_cloud.models import repository
 from edgefleet_cloud.models.service import ModelService
 from edgefleet_cloud.models.tables import ModelRow, ModelVersionRow
@@ -125,7 +126,7 @@ class ModelVersion(BaseModel):
     variants: list[VariantOut]
 
 
-@router.get("", summary="List the models")
+@router.get("", summary="List the models", dependencies=[allow("models.read")])
 def list_models(db: Db, paging: Paging) -> PageOf[Model]:
     """Return one page of the models."""
     with db.read() as session:
@@ -133,7 +134,7 @@ def list_models(db: Db, paging: Paging) -> PageOf[Model]:
         return PageOf[Model](items=[_show(row) for row in rows], next_page_token=token)
 
 
-@router.post("", status_code=201, summary="Create a model")
+@router.post("", status_code=201, summary="Create a model", dependencies=[allow("models.write")])
 def create_model(body: ModelIn, service: Service, db: Db, actor: Actor) -> Model:
     """Create a model; publishing a version does so by itself."""
     with db.write() as session:
@@ -141,14 +142,16 @@ def create_model(body: ModelIn, service: Service, db: Db, actor: Actor) -> Model
         return _show(row)
 
 
-@router.get("/{name}", summary="Show a model")
+@router.get("/{name}", summary="Show a model", dependencies=[allow("models.read")])
 def get_model(name: str, service: Service, db: Db) -> Model:
     """Return one model."""
     with db.read() as session:
         return _show(service.get(session, name))
 
 
-@router.get("/{name}/versions", summary="List a model's versions")
+@router.get(
+    "/{name}/versions", summary="List a model's versions", dependencies=[allow("models.read")]
+)
 def list_versions(name: str, service: Service, db: Db, paging: Paging) -> PageOf[ModelVersion]:
     """Return one page of what is published."""
     with db.read() as session:
@@ -158,7 +161,12 @@ def list_versions(name: str, service: Service, db: Db, paging: Paging) -> PageOf
         return PageOf[ModelVersion](items=items, next_page_token=token)
 
 
-@router.post("/{name}/versions", status_code=201, summary="Publish a version")
+@router.post(
+    "/{name}/versions",
+    status_code=201,
+    summary="Publish a version",
+    dependencies=[allow("models.write")],
+)
 def publish_version(
     name: str, body: VersionIn, response: Response, service: Service, db: Db, actor: Actor
 ) -> ModelVersion:
@@ -171,7 +179,9 @@ def publish_version(
         return _show_version(row)
 
 
-@router.get("/{name}/versions/{version}", summary="Show a version")
+@router.get(
+    "/{name}/versions/{version}", summary="Show a version", dependencies=[allow("models.read")]
+)
 def get_version(name: str, version: str, service: Service, db: Db) -> ModelVersion:
     """Return one published version."""
     with db.read() as session:
@@ -183,6 +193,7 @@ def get_version(name: str, version: str, service: Service, db: Db) -> ModelVersi
     summary="Read a version's manifest",
     response_class=Response,
     responses={200: {"content": {"application/json": {}}}},
+    dependencies=[allow("models.read")],
 )
 def get_manifest(name: str, version: str, service: Service, db: Db) -> Response:
     """Return the exact bytes that the publisher signed."""

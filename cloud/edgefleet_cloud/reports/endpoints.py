@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
 
+from edgefleet_cloud.auth.guards import allow
 from edgefleet_cloud.paging import PageOf, Paging
 from edgefleet_cloud.reports.schemas import Activation, Gap, Receipt, Telemetry, TelemetryItem
 from edgefleet_cloud.reports.service import Reports, TelemetryQuery
@@ -17,7 +18,7 @@ At = Annotated[str, Query(description="A time, RFC 3339 in UTC.")]
 Slot = Annotated[str, Query(description="A slot's name, which is its model's; all without it.")]
 
 
-@router.get("/devices/{device_id}/history")
+@router.get("/devices/{device_id}/history", dependencies=[allow("reports.read")])
 def get_history(
     reports: Service, db: Db, device_id: str, paging: Paging, slot: Slot = "", at: At = ""
 ) -> PageOf[Activation]:
@@ -30,7 +31,7 @@ def get_history(
     return PageOf(items=[Activation.of(row) for row in rows], next_page_token=token)
 
 
-@router.get("/models/{name}/versions/{version}/devices")
+@router.get("/models/{name}/versions/{version}/devices", dependencies=[allow("reports.read")])
 def list_devices_of_version(
     reports: Service, db: Db, name: str, version: str, paging: Paging, at: At = ""
 ) -> PageOf[Activation]:
@@ -40,7 +41,7 @@ def list_devices_of_version(
     return PageOf(items=[Activation.of(row) for row in rows], next_page_token=token)
 
 
-@router.get("/receipts")
+@router.get("/receipts", dependencies=[allow("reports.read")])
 def list_receipts(
     reports: Service, db: Db, paging: Paging, device: str = "", slot: Slot = ""
 ) -> PageOf[Receipt]:
@@ -50,7 +51,7 @@ def list_receipts(
     return PageOf(items=[Receipt.of(row) for row in rows], next_page_token=token)
 
 
-@router.get("/telemetry")
+@router.get("/telemetry", dependencies=[allow("reports.read")])
 def read_telemetry(
     reports: Service,
     db: Db,

@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Response
 from sqlmodel import Session
 
+from edgefleet_cloud.auth.guards import allow
 from edgefleet_cloud.paging import PageOf, Paging
 from edgefleet_cloud.rollouts import repository
 from edgefleet_cloud.rollouts.planning import Plan
@@ -28,7 +29,7 @@ Service = Annotated[Rollouts, Depends(part(Rollouts))]
 NO_REASON = Reason()
 
 
-@router.get("/v1/rollouts")
+@router.get("/v1/rollouts", dependencies=[allow("rollouts.read")])
 def list_rollouts(service: Service, db: Db, query: Paging) -> PageOf[Rollout]:
     """List rollouts; filter on id, model, version, manifest, state, created, started, finished."""
     with db.read() as session:
@@ -38,7 +39,11 @@ def list_rollouts(service: Service, db: Db, query: Paging) -> PageOf[Rollout]:
 
 
 @router.post(
-    "/v1/rollouts", status_code=201, responses={200: {"model": RolloutPlan}}, response_model=None
+    "/v1/rollouts",
+    status_code=201,
+    responses={200: {"model": RolloutPlan}},
+    response_model=None,
+    dependencies=[allow("rollouts.write")],
 )
 def create_rollout(
     service: Service, db: Db, actor: Actor, body: NewRollout, response: Response
@@ -54,7 +59,7 @@ def create_rollout(
         return _shape(service, session, row)
 
 
-@router.get("/v1/rollouts/{rollout_id}")
+@router.get("/v1/rollouts/{rollout_id}", dependencies=[allow("rollouts.read")])
 def get_rollout(service: Service, db: Db, rollout_id: str, response: Response) -> Rollout:
     """Answer one rollout with its waves."""
     with db.read() as session:
@@ -63,7 +68,7 @@ def get_rollout(service: Service, db: Db, rollout_id: str, response: Response) -
         return _shape(service, session, row)
 
 
-@router.post("/v1/rollouts/{rollout_id}/start")
+@router.post("/v1/rollouts/{rollout_id}/start", dependencies=[allow("rollouts.write")])
 def start_rollout(
     service: Service, db: Db, actor: Actor, rollout_id: str, body: Reason = NO_REASON
 ) -> Rollout:
@@ -74,7 +79,7 @@ def start_rollout(
         return _shape(service, session, row)
 
 
-@router.post("/v1/rollouts/{rollout_id}/pause")
+@router.post("/v1/rollouts/{rollout_id}/pause", dependencies=[allow("rollouts.write")])
 def pause_rollout(
     service: Service, db: Db, actor: Actor, rollout_id: str, body: Reason = NO_REASON
 ) -> Rollout:
@@ -85,7 +90,7 @@ def pause_rollout(
         return _shape(service, session, row)
 
 
-@router.post("/v1/rollouts/{rollout_id}/resume")
+@router.post("/v1/rollouts/{rollout_id}/resume", dependencies=[allow("rollouts.write")])
 def resume_rollout(
     service: Service, db: Db, actor: Actor, rollout_id: str, body: Reason = NO_REASON
 ) -> Rollout:
@@ -96,7 +101,7 @@ def resume_rollout(
         return _shape(service, session, row)
 
 
-@router.post("/v1/rollouts/{rollout_id}/stop")
+@router.post("/v1/rollouts/{rollout_id}/stop", dependencies=[allow("rollouts.write")])
 def stop_rollout(
     service: Service, db: Db, actor: Actor, rollout_id: str, body: Reason = NO_REASON
 ) -> Rollout:
@@ -107,7 +112,7 @@ def stop_rollout(
         return _shape(service, session, row)
 
 
-@router.post("/v1/rollouts/{rollout_id}/rollback")
+@router.post("/v1/rollouts/{rollout_id}/rollback", dependencies=[allow("rollouts.write")])
 def roll_back_rollout(
     service: Service, db: Db, actor: Actor, rollout_id: str, body: Reason = NO_REASON
 ) -> Rollout:
@@ -118,7 +123,7 @@ def roll_back_rollout(
         return _shape(service, session, row)
 
 
-@router.get("/v1/rollouts/{rollout_id}/device-deployments")
+@router.get("/v1/rollouts/{rollout_id}/device-deployments", dependencies=[allow("rollouts.read")])
 def list_rollout_deployments(
     service: Service, db: Db, rollout_id: str, query: Paging
 ) -> PageOf[DeviceDeployment]:
@@ -128,14 +133,14 @@ def list_rollout_deployments(
         return _deployments(service, session, query, rollout_id)
 
 
-@router.get("/v1/device-deployments")
+@router.get("/v1/device-deployments", dependencies=[allow("rollouts.read")])
 def list_deployments(service: Service, db: Db, query: Paging) -> PageOf[DeviceDeployment]:
     """List device deployments, those of rollbacks and restores too; filter on any text field."""
     with db.read() as session:
         return _deployments(service, session, query, "")
 
 
-@router.get("/v1/device-deployments/{deployment_id}")
+@router.get("/v1/device-deployments/{deployment_id}", dependencies=[allow("rollouts.read")])
 def get_deployment(service: Service, db: Db, deployment_id: str) -> DeviceDeployment:
     """Answer one device deployment."""
     with db.read() as session:

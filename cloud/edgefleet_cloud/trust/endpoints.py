@@ -7,6 +7,7 @@ from typing import Annotated, Any, Self
 from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from edgefleet_cloud.auth.guards import allow
 from edgefleet_cloud.trust.key_folder import StoredKey
 from edgefleet_cloud.trust.service import Trust
 from edgefleet_cloud.web import Actor, Db, decode_base64, part
@@ -81,21 +82,26 @@ class NewOnlineKey(BaseModel):
     role: str
 
 
-@router.get("/keys", summary="List the online keys")
+@router.get("/keys", summary="List the online keys", dependencies=[allow("trust.read")])
 def list_keys(service: Service) -> OnlineKeyList:
     """Return the public halves of snapshot, timestamp and director keys that lie here."""
     found = service.online_keys()
     return OnlineKeyList(keys=[OnlineKey.of(key, active=active) for key, active in found])
 
 
-@router.post("/keys", status_code=201, summary="Make the next key of an online role")
+@router.post(
+    "/keys",
+    status_code=201,
+    summary="Make the next key of an online role",
+    dependencies=[allow("trust.write")],
+)
 def make_key(body: NewOnlineKey, service: Service, db: Db, actor: Actor) -> OnlineKey:
     """Make a key whose private half never leaves the server; it signs once owners name it."""
     with db.write() as session:
         return OnlineKey.of(service.make_key(session, body.role, actor), active=False)
 
 
-@router.get("/metadata", summary="List the metadata files")
+@router.get("/metadata", summary="List the metadata files", dependencies=[allow("trust.read")])
 def list_metadata(service: Service) -> MetadataNames:
     """Return every file of the TUF repository, old versions too."""
     return MetadataNames(files=service.names())
@@ -106,6 +112,7 @@ def list_metadata(service: Service) -> MetadataNames:
     summary="Read a metadata file",
     response_class=Response,
     responses={200: {"content": {"application/json": {}}}},
+    dependencies=[allow("trust.read")],
 )
 def read_metadata(name: str, service: Service) -> Response:
     """Return a file's exact bytes, as any TUF client expects them."""
@@ -119,13 +126,16 @@ def read_metadata(name: str, service: Service) -> Response:
     summary="Read all current metadata as one bundle",
     response_class=Response,
     responses={200: {"content": {"application/octet-stream": {}}}},
+    dependencies=[allow("trust.read")],
 )
 def read_bundle(service: Service) -> Response:
     """Return what `edgefleet_shared.bundle` decodes."""
     return Response(service.bundle(), media_type="application/octet-stream")
 
 
-@router.post("/metadata", summary="Bring newly signed metadata")
+@router.post(
+    "/metadata", summary="Bring newly signed metadata", dependencies=[allow("trust.write")]
+)
 def send_metadata(body: SignedFiles, service: Service, db: Db, actor: Actor) -> MetadataNames:
     """Take files signed by root, targets or publisher keys, all of them or none."""
     files = {name: decode_base64(text, name) for name, text in body.files.items()}
