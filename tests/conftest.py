@@ -1,4 +1,4 @@
-"""What every test stands on: a clean environment, and mosquitto asked for by name."""
+"""What every test stands on: a clean environment, and Debian's programs asked for by name."""
 
 from __future__ import annotations
 
@@ -12,47 +12,62 @@ try:
 except ImportError:  # the isolated run of a device's packages may do without
     settings = None
 
-REQUIRE = "EDGEFLEET_REQUIRE_MOSQUITTO"
+REQUIRE = "EDGEFLEET_REQUIRE_PROGRAMS"
 PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
+
+PROGRAMS = {
+    "mosquitto": ("mosquitto",),
+    "faketime": ("faketime",),
+    "strace": ("strace",),
+    "softhsm2": ("softhsm2-util", "pkcs11-tool"),
+    "swtpm": ("swtpm", "tpm2_ptool"),
+}
+"""Markers, and what must be on PATH for a test that bears one; `.ci/run` installs the packages."""
 
 if settings and os.environ.get("CI"):
     settings.register_profile("ci", derandomize=True)
     settings.load_profile("ci")
 
 
+def missing(marker: str) -> list[str]:
+    """Return the programs that a marker asks for and this machine lacks."""
+    return [name for name in PROGRAMS[marker] if not shutil.which(name, path=PATH)]
+
+
 def pytest_configure(config):
     """Take every EDGEFLEET_ setting of the caller's shell away, for the tests and their children.
 
-    Where mosquitto is demanded (`EDGEFLEET_REQUIRE_MOSQUITTO=1`, as in CI) and missing, stop here.
+    Where programs are demanded (`EDGEFLEET_REQUIRE_PROGRAMS=1`, as in CI) and missing, stop here.
     """
-    config.edgefleet_requires_mosquitto = os.environ.get(REQUIRE) == "1"
-    if config.edgefleet_requires_mosquitto and not shutil.which("mosquitto", path=PATH):
-        pytest.exit(f"{REQUIRE}=1, and there is no mosquitto on PATH.", returncode=4)
+    config.edgefleet_requires = os.environ.get(REQUIRE) == "1"
+    lacking = [name for marker in PROGRAMS for name in missing(marker)]
+    if config.edgefleet_requires and lacking:
+        pytest.exit(f"{REQUIRE}=1, and PATH lacks {', '.join(lacking)}.", returncode=4)
     # REQUIRE stays, for the processes that pytest shares the tests among.
     for name in [n for n in os.environ if n.startswith("EDGEFLEET_") and n != REQUIRE]:
         del os.environ[name]
 
 
 def pytest_collection_modifyitems(items):
-    """Keep a file's tests in one process, and all of one fleet's; skip `mosquitto` without one."""
+    """Keep a file's tests in one process, and all of one fleet's; skip what lacks its program."""
+    lacking = {marker: names for marker in PROGRAMS if (names := missing(marker))}
     for item in items:
         group = "fleet" if "world" in item.fixturenames and "e2e" in item.nodeid else item.path
         item.add_marker(pytest.mark.xdist_group(str(group)))
-    if shutil.which("mosquitto", path=PATH):
-        return
-    for item in items:
-        if item.get_closest_marker("mosquitto"):
-            item.add_marker(pytest.mark.skip(reason="mosquitto is not on PATH"))
+        for marker, names in lacking.items():
+            if item.get_closest_marker(marker):
+                reason = f"{', '.join(names)} not on PATH: needs {marker}"
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item):
-    """Turn the skip of a mosquitto test into a failure where mosquitto is demanded."""
+    """Turn the skip of a test that bears such a marker into a failure where they are demanded."""
     report = yield
     if (
         report.skipped
-        and item.config.edgefleet_requires_mosquitto
-        and item.get_closest_marker("mosquitto")
+        and item.config.edgefleet_requires
+        and any(item.get_closest_marker(marker) for marker in PROGRAMS)
     ):
         report.outcome = "failed"
         report.longrepr = f"{REQUIRE}=1 and this was skipped: {report.longrepr}"
@@ -60,13 +75,13 @@ def pytest_runtest_makereport(item):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Name what was not run for want of mosquitto."""
+    """Name what was not run for want of a program."""
     skipped = [
         report.nodeid
         for report in terminalreporter.stats.get("skipped", [])
-        if "mosquitto" in str(report.longrepr)
+        if "not on PATH: needs" in str(report.longrepr)
     ]
     if skipped:
-        terminalreporter.write_line(f"{len(skipped)} tests need mosquitto and did not run:")
+        terminalreporter.write_line(f"{len(skipped)} tests need a program and did not run:")
         for nodeid in skipped:
             terminalreporter.write_line(f"  {nodeid}")

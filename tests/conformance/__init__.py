@@ -1,0 +1,1 @@
+"""The device's trust code as a client of any TUF repository."""
