@@ -17,7 +17,7 @@ from edgefleet_shared.identifiers import check_name
 from edgefleet_shared.times import format_time
 
 MAX_KEYS = 16
-ONLINE_ROLES = ("snapshot", "timestamp", "director", "device-ca")
+ONLINE_ROLES = ("snapshot", "timestamp", "director", "audit", "device-ca")
 
 
 class FleetPlan(NamedTuple):
@@ -87,6 +87,7 @@ def files(plan: FleetPlan, now: datetime) -> dict[str, Content]:
             online["snapshot"].signer,
             online["timestamp"].signer,
             online["director"].signer.public_key,
+            online["audit"].signer.public_key,
         ),
         plan.families,
         now,

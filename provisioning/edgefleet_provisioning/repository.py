@@ -24,7 +24,13 @@ from tuf.api.serialization.json import JSONSerializer
 
 from edgefleet_shared.errors import InvalidInputError, TrustError
 from edgefleet_shared.package import Manifest, publisher_role, target_path
-from edgefleet_shared.trust import DIRECTOR_PATHS, DIRECTOR_ROLE, LIFE_DAYS
+from edgefleet_shared.trust import (
+    AUDIT_PATHS,
+    AUDIT_ROLE,
+    DIRECTOR_PATHS,
+    DIRECTOR_ROLE,
+    LIFE_DAYS,
+)
 
 
 class RepositoryKeys(NamedTuple):
@@ -38,6 +44,7 @@ class RepositoryKeys(NamedTuple):
     snapshot: Signer
     timestamp: Signer
     director: Key
+    audit: Key
 
 
 def file_name(role: str, version: int) -> str:
@@ -62,7 +69,7 @@ def initial(keys: RepositoryKeys, families: Sequence[str], now: datetime) -> dic
             root.add_key(signer.public_key, role)
     root.roles["root"].threshold = keys.root_threshold
     root.roles["targets"].threshold = keys.targets_threshold
-    targets = Targets(expires=_expires("targets", now), delegations=_no_delegations(keys.director))
+    targets = Targets(expires=_expires("targets", now), delegations=_server_roles(keys))
     for family in families:
         _add_family(targets, family, keys.publisher.public_key)
     roles = ["targets", *(publisher_role(family) for family in families)]
@@ -181,10 +188,17 @@ def _expires(role: str, now: datetime) -> datetime:
     return now.replace(microsecond=0) + timedelta(days=LIFE_DAYS[role])
 
 
-def _no_delegations(director: Key) -> Delegations:
-    role = DelegatedRole(DIRECTOR_ROLE, [], 1, terminating=True, paths=list(DIRECTOR_PATHS))
-    role.keyids.append(director.keyid)
-    return Delegations({director.keyid: director}, {DIRECTOR_ROLE: role})
+def _server_roles(keys: RepositoryKeys) -> Delegations:
+    """Return the delegations of the roles that sign envelopes and have no file."""
+    found = Delegations({}, {})
+    for role, key, paths in (
+        (AUDIT_ROLE, keys.audit, AUDIT_PATHS),
+        (DIRECTOR_ROLE, keys.director, DIRECTOR_PATHS),
+    ):
+        assert found.roles is not None
+        found.roles[role] = DelegatedRole(role, [key.keyid], 1, terminating=True, paths=list(paths))
+        found.keys[key.keyid] = key
+    return found
 
 
 def _add_family(targets: Targets, family: str, key: Key) -> None:

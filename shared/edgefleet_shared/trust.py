@@ -20,10 +20,13 @@ from edgefleet_shared.messages import ASSIGNMENT_TYPE, Assignment, SlotAssignmen
 from edgefleet_shared.times import format_time, parse_time
 
 __all__ = [
+    "AUDIT_PATHS",
+    "AUDIT_ROLE",
     "DIRECTOR_PATHS",
     "DIRECTOR_ROLE",
     "LIFE_DAYS",
     "MAX_COUNTER_JUMP",
+    "SERVER_ROLES",
     "DeviceIdentity",
     "explain",
     "format_time",
@@ -35,6 +38,11 @@ __all__ = [
 
 DIRECTOR_ROLE = "director"
 DIRECTOR_PATHS = ["assignments/*"]
+AUDIT_ROLE = "audit"
+"""Signs statements about the log of changes (`edgefleet_shared.audit`); may be missing."""
+AUDIT_PATHS = ["audit/*"]
+SERVER_ROLES = frozenset({DIRECTOR_ROLE, AUDIT_ROLE})
+"""Delegations that have a key and no file: the server signs envelopes with them."""
 LIFE_DAYS = {"root": 365, "targets": 180, "publisher": 90, "snapshot": 7, "timestamp": 1}
 """Days that a role's metadata holds after it was signed; `publisher` for every family's."""
 

@@ -125,3 +125,15 @@ def test_what_expires_is_said_in_time(folder, database):
     assert {*said()[2:]} == {
         "expired trust/root", "expired trust/targets", "expired trust/publisher/digits"
     }  # fmt: skip
+
+
+def test_a_fleet_without_an_audit_key_still_starts(folder, caplog):
+    """The log says what is missing and how to make it; everything else works."""
+    (folder.online / "keys" / "audit.pem").unlink()
+    trust = trust_of(folder)
+    assert trust.sign_head(b"{}") is None
+    said = [record.message for record in caplog.records if "role audit" in record.message]
+    assert len(said) == 1
+    assert "edgefleet keys add audit" in said[0]
+    trust.renew()
+    assert len([r for r in caplog.records if "role audit" in r.message]) == 1

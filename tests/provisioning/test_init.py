@@ -79,21 +79,23 @@ def test_one_root_key_alone_proves_nothing(fleet):
 
 
 def test_the_directors_key_is_the_last_delegation(fleet):
-    """The director's public key stands in targets, behind every publisher, for its paths alone."""
+    """The server's keys stand in targets for their paths alone, the director behind publishers."""
     targets = Metadata.from_file(str(fleet / "online" / "metadata" / "1.targets.json")).signed
     roles = list(targets.delegations.roles.values())
-    assert [role.name for role in roles] == ["publisher/digits", "director"]
-    assert roles[0].paths == ["models/digits/*/*"]
-    assert roles[0].terminating
-    pem = (fleet / "online" / "keys" / "director.pem").read_bytes()
-    public = SSlibKey.from_crypto(load_pem_private_key(pem, None).public_key())
-    assert targets.get_key(roles[1].keyids[0]) == public
+    assert [role.name for role in roles] == ["audit", "publisher/digits", "director"]
+    assert roles[0].paths == ["audit/*"]
+    assert roles[1].paths == ["models/digits/*/*"]
+    assert all(role.terminating for role in roles)
+    for role, name in ((roles[0], "audit"), (roles[2], "director")):
+        pem = (fleet / "online" / "keys" / f"{name}.pem").read_bytes()
+        public = SSlibKey.from_crypto(load_pem_private_key(pem, None).public_key())
+        assert targets.get_key(role.keyids[0]) == public
 
 
 def test_private_files_are_private(fleet):
     """Keys, tokens and client.toml have mode 0600, every folder 0700."""
     private = [*fleet.rglob("*.pem"), *fleet.rglob("admin.token"), *fleet.rglob("client.toml")]
-    assert len(private) == 7 + 4 + 2
+    assert len(private) == 7 + 5 + 2
     assert {stat.S_IMODE(path.stat().st_mode) for path in private} == {0o600}
     folders = [fleet, *(path for path in fleet.rglob("*") if path.is_dir())]
     assert {stat.S_IMODE(path.stat().st_mode) for path in folders} == {0o700}

@@ -355,7 +355,9 @@ def test_trust_delegate_lets_a_second_family_be_published(operator, api, fleet, 
     assert told["files"] == ["1.publisher%2Faudio.json", "2.targets.json"]
     assert len(told["signed_by"]) == 2
     targets = Metadata.from_bytes(api.repository.files["2.targets.json"]).signed
-    assert list(targets.delegations.roles) == ["publisher/digits", "publisher/audio", "director"]
+    assert list(targets.delegations.roles) == [
+        "audit", "publisher/digits", "publisher/audio", "director",
+    ]  # fmt: skip
     operator.run("model", "publish", model, "--name", "audio", "--version", "1.0.0")
     assert as_a_device(api, fleet, tmp_path, "9.9.9") is None
     roles = {role["role"]: role for role in operator.json("trust", "show")}

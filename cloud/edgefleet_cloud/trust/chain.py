@@ -13,7 +13,7 @@ from tuf.api.metadata import Delegations, Metadata, Root, Snapshot, Targets, Tim
 from edgefleet_shared.errors import TrustError
 from edgefleet_shared.identifiers import NAME
 from edgefleet_shared.package import publisher_role
-from edgefleet_shared.trust import DIRECTOR_ROLE
+from edgefleet_shared.trust import AUDIT_ROLE, DIRECTOR_ROLE, SERVER_ROLES
 
 TIMESTAMP_FILE = "timestamp.json"
 VERSIONED = re.compile(r"([1-9][0-9]{0,15})\.([a-z0-9%F-]+)\.json")
@@ -131,19 +131,28 @@ def publisher_roles(targets: Targets) -> list[str]:
     roles = _named(targets.delegations)
     for name, paths in roles.items():
         family = name.removeprefix("publisher/")
-        if name == DIRECTOR_ROLE:
+        if name in SERVER_ROLES:
             continue
         if name != publisher_role(family) or not NAME.fullmatch(family):
             raise TrustError(f"Targets delegate to {name[:80]!r}.", code="foreign_delegation")
         if paths != [f"models/{family}/*/*"]:
             raise TrustError(f"{name} may sign {paths}.", code="foreign_delegation")
-    return [name for name in roles if name != DIRECTOR_ROLE]
+    return [name for name in roles if name not in SERVER_ROLES]
 
 
 def director_keys(targets: Targets) -> frozenset[str]:
     """Return the ids of the keys that may sign assignments."""
+    return _server_keys(targets, DIRECTOR_ROLE)
+
+
+def audit_keys(targets: Targets) -> frozenset[str]:
+    """Return the ids of the keys that may sign statements about the log; perhaps none."""
+    return _server_keys(targets, AUDIT_ROLE)
+
+
+def _server_keys(targets: Targets, name: str) -> frozenset[str]:
     roles = targets.delegations.roles if targets.delegations else None
-    role = (roles or {}).get(DIRECTOR_ROLE)
+    role = (roles or {}).get(name)
     return frozenset(role.keyids if role else ())
 
 

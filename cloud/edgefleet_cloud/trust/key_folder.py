@@ -19,18 +19,23 @@ from edgefleet_cloud import durable
 from edgefleet_cloud.trust import chain
 from edgefleet_shared.errors import EdgeFleetError, InvalidInputError, TrustError, UnavailableError
 
-ROLES = ("snapshot", "timestamp", "director")
+NEEDED = ("snapshot", "timestamp", "director")
+ROLES = (*NEEDED, "audit")
 MAX_FILES = 16  # of one role; who forgets to remove old keys is told so
 
 _log = logging.getLogger(__name__)
 
 
 class OnlineKeys(NamedTuple):
-    """Signers of the roles that must sign unattended; no director where its key is not here."""
+    """Signers of the roles that must sign unattended.
+
+    There is no director where its key is not here, and no audit where the fleet has no such role.
+    """
 
     snapshot: CryptoSigner
     timestamp: CryptoSigner
     director: CryptoSigner | None
+    audit: CryptoSigner | None = None
 
 
 class StoredKey(NamedTuple):
@@ -65,7 +70,7 @@ class KeyFolder:
         found = []
         for role in ROLES:
             keys, problem = self._of(role)
-            if not keys:
+            if not keys and role in NEEDED:
                 raise problem or InvalidInputError(
                     f"The online key {self._path / role}.pem is missing.",
                     code="configuration",
@@ -96,7 +101,8 @@ class KeyFolder:
                 )
             chosen[role] = signer
         director = _named(stored, "director", chain.director_keys(targets))
-        return OnlineKeys(chosen["snapshot"], chosen["timestamp"], director)
+        audit = _named(stored, "audit", chain.audit_keys(targets))
+        return OnlineKeys(chosen["snapshot"], chosen["timestamp"], director, audit)
 
     def make(self, role: str) -> StoredKey:
         """Make one more key of a role; it signs nothing until metadata names it.

@@ -16,6 +16,7 @@ from edgefleet_cloud.trust.key_folder import KeyFolder, OnlineKeys, StoredKey
 from edgefleet_cloud.trust.repository import MetadataFolder
 from edgefleet_cloud.trust.rules import Entry
 from edgefleet_shared import bundle, dsse, strict_json
+from edgefleet_shared.audit import HEAD_TYPE
 from edgefleet_shared.errors import TrustError
 from edgefleet_shared.messages import ASSIGNMENT_TYPE, Assignment
 from edgefleet_shared.package import publisher_role, target_path
@@ -47,6 +48,7 @@ class Trust:
         self._clock = clock
         self._turn = threading.Lock()
         self._listeners: list[Callable[[], None]] = []
+        self._said = False
         self._now = chain.read(folder.all())
         self._bundle = bundle.encode(self._now.files)
         self._signers = keys.choose(self._now.root, self._now.targets)
@@ -153,11 +155,17 @@ class Trust:
             raise _no_director("director_key")
         return dsse.seal(strict_json.encode(assignment), ASSIGNMENT_TYPE, signer)
 
+    def sign_head(self, payload: bytes) -> bytes | None:
+        """Return the DSSE envelope of a statement about the log; None without a key for it."""
+        signer = self._signers.audit
+        return None if signer is None else dsse.seal(payload, HEAD_TYPE, signer)
+
     def online_keys(self) -> list[tuple[StoredKey, bool]]:
         """Return every key of the folder, and whether the owners' metadata names it now."""
         now = self._now
         named = {
             "director": chain.director_keys(now.targets),
+            "audit": chain.audit_keys(now.targets),
             **{role: frozenset(now.root.roles[role].keyids) for role in ("snapshot", "timestamp")},
         }
         return [(key, key.keyid in named[key.role]) for key in self._keys.all()]
@@ -211,6 +219,12 @@ class Trust:
     def _warn(self) -> None:
         if self._signers.director is None:
             _log.warning("The owners let no key here sign: devices refuse every assignment")
+        if self._signers.audit is None and not self._said:
+            self._said = True  # once: it may stay so
+            _log.warning(
+                "Targets name no key here for the role audit: the log is chained, and nobody signs"
+                " it. `edgefleet keys add audit` makes the key and has it named"
+            )
 
 
 def _no_director(code: str) -> TrustError:
