@@ -265,6 +265,21 @@ class Daemon:
         )
         for slot in self._slots.values():
             slot.put(Recover())
+        self._note_sandbox(client.state.sandbox)
+        self._changed()
+
+    def _note_sandbox(self, layers: list[str]) -> None:
+        """Report what workers are shut in by; an old kernel is no reason not to serve."""
+        if not layers or layers == self._facts.agent.get("sandbox"):
+            return
+        self._facts.agent["sandbox"] = layers
+        if missing := control.missing_layers(layers):
+            self._parts.emitter.tell(
+                Step.PROVE,
+                "sandbox_incomplete",
+                f"workers run without {', '.join(missing)}, which this kernel does not give.",
+                level="warning",
+            )
         self._changed()
 
     def _gateway_down(self, reason: str) -> None:
@@ -277,6 +292,9 @@ class Daemon:
     def _gateway_event(self, event: control.Event) -> None:
         if event.code == "quarantined" and event.model in self._slots:
             self._slots[event.model].put(Quarantined(event))
+            return
+        if event.code == "sandbox":
+            self._note_sandbox(event.message.split(", "))
             return
         self._parts.emitter.tell(
             Step.INFER,

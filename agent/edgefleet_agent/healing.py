@@ -100,6 +100,23 @@ class Healing:
         self._ledger.write(active=good, previous=None, receipt=swap.receipt)
         self._activation.settle_receipt(swap)
 
+    def repair(self, version: VersionRef) -> bool:
+        """Fetch what the disk has changed under a version that the gateway gave up.
+
+        Returns:
+            Whether it serves again; False if its files are sound, so that it is its own fault.
+
+        Raises:
+            GatewayLostError: The gateway went away.
+        """
+        blobs = {version.digest: version.size, **version.blobs}
+        if all(self._intact(digest, size) for digest, size in blobs.items()):
+            return False
+        self._ledger.tell(
+            Step.VERIFY, "blob_corrupt", "a file changed on disk while it was served.", level="error"
+        )
+        return self._restore(version, threading.Event())
+
     def _restore(self, version: VersionRef, recovered: threading.Event) -> bool:
         """Load and route; if it cannot be loaded, let the previous version serve meanwhile."""
         try:

@@ -255,6 +255,8 @@ class Slot:
     def _quarantined(self, event: Event) -> None:
         record = self.ledger.record
         if record.active and record.active.digest == event.digest:
+            if self._healing.repair(record.active):
+                return
             self._given_up(event.message or "it crashed too often.")
 
     def _given_up(self, message: str) -> None:

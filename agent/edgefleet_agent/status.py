@@ -92,7 +92,7 @@ def read_status(run: Path) -> dict[str, Any]:
     status = strict_json.decode(data, Status, max_bytes=MAX_BYTES, what="file status.json")
     shown: dict[str, Any] = msgspec.to_builtins(status)
     shown["running"] = _alive(status.pid)
-    shown["workers"] = _workers(run)
+    shown["workers"], shown["sandbox"] = _workers(run)
     address = durable.read_bytes(run / "infer.addr")
     shown["inference"] = {
         "socket": str(run / "infer.sock"),
@@ -111,15 +111,17 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _workers(run: Path) -> list[dict[str, Any]]:
+def _workers(run: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the loaded digests, and the layers that the last worker was shut in by."""
     with contextlib.suppress(UnavailableError, InvalidInputError):
         client = GatewayClient(run / "control.sock", lambda _: None)
         try:
-            return [
+            workers = [
                 {"pid": worker.pid, "role": worker.role, "model": worker.model,
                  "version": worker.version, "digest": worker.digest}
                 for worker in client.state.workers
             ]  # fmt: skip
+            return workers, client.state.sandbox
         finally:
             client.close()
-    return []
+    return [], []

@@ -14,36 +14,12 @@ from onnx import ModelProto, TensorProto, numpy_helper
 from edgefleet_provisioning.errors import LintError
 from edgefleet_provisioning.lint_tensors import BITS
 from edgefleet_provisioning.onnx_walk import FoundNode, called, domain_of, function_key, opsets_of
+from edgefleet_shared.onnx_rules import CONTRIB, MAX_OPSETS
 
 MIN_RUNTIME = "1.27.0"
 MAX_IR = 13
-MAX_OPSETS = {"": 26, "ai.onnx.ml": 5, "com.microsoft": 1}
-"""What onnxruntime 1.27 loads; tried one by one, and the same in 1.31."""
-
 MAX_NODES_INLINED = 1_000_000
 MAX_TRIPS = 10**9
-
-CONTRIB = frozenset({
-    "Attention", "BiasAdd", "BiasDropout", "BiasGelu", "BiasSoftmax", "BiasSplitGelu", "CDist",
-    "ComplexMul", "ComplexMulConj", "ConvTransposeWithDynamicPads", "CropAndResize",
-    "DecoderMaskedMultiHeadAttention", "DecoderMaskedSelfAttention", "DequantizeLinear",
-    "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "EmbedLayerNormalization", "ExpandDims",
-    "FastGelu", "FusedConv", "FusedGemm", "FusedMatMul", "FusedMatMulActivation",
-    "GatedRelativePositionBias", "GatherBlockQuantized", "GatherND", "Gelu", "GemmFastGelu",
-    "GridSample", "GroupNorm", "GroupQueryAttention", "Inverse", "Irfft", "IsAllFinite",
-    "LongformerAttention", "MatMulBnb4", "MatMulFpQ4", "MatMulInteger16", "MatMulIntegerToFloat",
-    "MatMulNBits", "MaxpoolWithMask", "MoE", "MulInteger", "MultiHeadAttention",
-    "NGramRepeatBlock", "NhwcConv", "NhwcFusedConv", "NhwcMaxPool", "PackedAttention",
-    "PackedMultiHeadAttention", "Pad", "QAttention", "QEmbedLayerNormalization", "QGemm",
-    "QLinearAdd", "QLinearAveragePool", "QLinearConcat", "QLinearConv",
-    "QLinearGlobalAveragePool", "QLinearLeakyRelu", "QLinearMul", "QLinearReduceMean",
-    "QLinearSigmoid", "QLinearSoftmax", "QLinearWhere", "QMoE", "QuantizeLinear", "QuickGelu",
-    "ReduceSumInteger", "RelativePositionBias", "RemovePadding", "RestorePadding", "Rfft",
-    "RotaryEmbedding", "SkipGroupNorm", "SkipLayerNormalization",
-    "SkipSimplifiedLayerNormalization", "SparseToDenseMatMul", "TransposeMatMul", "Trilu",
-    "UnfoldTensor", "Unique", "WordConvEmbedding",
-})  # fmt: skip
-"""Operators of com.microsoft that only compute. EPContext and Snpe load foreign binaries."""
 
 # Input that is a whole shape, by operator.
 _SHAPE_INPUT = {"ConstantOfShape": 0, "Expand": 1}

@@ -17,10 +17,10 @@ from onnx import TensorProto
 from edgefleet_provisioning.errors import LintError
 from edgefleet_provisioning.onnx_walk import FoundTensor
 from edgefleet_shared.errors import InvalidInputError
+from edgefleet_shared.onnx_rules import MEMORY_MARK
 from edgefleet_shared.package import check_path
 
 MAX_ELEMENTS = 2**63 - 1
-MEMORY_MARK = "_ORT_MEM_ADDR_"
 
 BITS: dict[int, int] = {
     TensorProto.FLOAT: 32, TensorProto.UINT8: 8, TensorProto.INT8: 8, TensorProto.UINT16: 16,

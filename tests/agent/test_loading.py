@@ -41,8 +41,10 @@ def test_bad_models_are_refused_with_a_reason(gateway, tmp_path):
     ]:
         outcome = gateway.control.prove(changed)
         assert (outcome.ok, outcome.code) == (False, code), outcome
+    good.paths[0].write_bytes(b"not a model".ljust(good.spec.files[0].size))
+    assert gateway.control.prove(good).code == "not_a_model"
     good.paths[0].write_bytes(b"not a model")
-    assert gateway.control.prove(good).code == "load_failed"
+    assert gateway.control.prove(good).code == "blob_corrupt"
     short = package(tmp_path, linear(1.0))
     outcome = gateway.control.ask(control.Load, short.spec, files=[])
     assert "0 descriptors" in outcome.message

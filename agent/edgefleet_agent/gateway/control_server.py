@@ -144,7 +144,9 @@ class Client:
             return
         _close(files)
         if isinstance(message, control.Hello):
-            reply = control.GatewayState(number, os.getpid(), self._server.boot, plane.workers())
+            reply = control.GatewayState(
+                number, os.getpid(), self._server.boot, plane.workers(), plane.sandbox
+            )
         elif isinstance(message, control.Flip):
             reply = plane.flip(number, message.model, message.digest)
         elif isinstance(message, control.Unroute):

@@ -40,13 +40,16 @@ class Launcher:
         self._threads = threads
         self.running: set[Child] = set()
 
-    async def launch(self, spec: ModelSpec, files: Sequence[int], *, prove: bool) -> Started:
+    async def launch(
+        self, spec: ModelSpec, files: Sequence[int], *, prove: bool = False, again: bool = False
+    ) -> Started:
         """Start a worker. Never raises for a bad model or a dead worker: the report says it.
 
         Args:
             spec: What to load.
             files: Descriptors in the order of `spec.files`; they stay the caller's.
             prove: Load, run golden vectors, report, exit.
+            again: It takes the place of one that died: the worker hashes the files itself.
         """
         loop = asyncio.get_running_loop()
         begun = time.monotonic()
@@ -62,7 +65,9 @@ class Launcher:
         child.ended.add_done_callback(lambda _: self.running.discard(child))
         first: asyncio.Future[frames.Report | None] = loop.create_future()
         link = Link(lambda frame: _on_report(first, frame), lambda: _on_lost(first))
-        rest = self._send_order(ours, spec, files, prove=prove)
+        threads = max(1, min(spec.threads, self._threads))
+        spec = msgspec.structs.replace(spec, threads=threads)
+        rest = _send_order(ours, frames.Order(spec, prove, threads, os.getpid(), again), files)
         ours.setblocking(False)
         await loop.create_connection(lambda: link, sock=ours)
         if rest:
@@ -83,19 +88,16 @@ class Launcher:
         await child.end(_EXIT_S)
         return Started(report, None, None)
 
-    def _send_order(
-        self, sock: socket.socket, spec: ModelSpec, files: Sequence[int], *, prove: bool
-    ) -> bytes:
-        """Send the order's beginning with the descriptors; return what is still to be sent."""
-        threads = max(1, min(spec.threads, self._threads))
-        spec = msgspec.structs.replace(spec, threads=threads)
-        body = msgspec.msgpack.encode(frames.Order(spec, prove, threads, os.getpid()))
-        data = frames.head(frames.OPEN, 0, 0, frames.NO_JSON, 0, len(body)) + body
-        try:
-            sent = socket.send_fds(sock, [data[:_FIRST_PACKET]], list(files))
-        except OSError:
-            return b""  # it has died; end of file tells that
-        return data[sent:]
+
+def _send_order(sock: socket.socket, order: frames.Order, files: Sequence[int]) -> bytes:
+    """Send the order's beginning with the descriptors; return what is still to be sent."""
+    body = msgspec.msgpack.encode(order)
+    data = frames.head(frames.OPEN, 0, 0, frames.NO_JSON, 0, len(body)) + body
+    try:
+        sent = socket.send_fds(sock, [data[:_FIRST_PACKET]], list(files))
+    except OSError:
+        return b""  # it has died; end of file tells that
+    return data[sent:]
 
 
 def _on_report(first: asyncio.Future[frames.Report | None], frame: frames.Frame) -> None:
@@ -117,6 +119,9 @@ def _failed(code: str, message: str) -> Started:
 
 
 def _died(status: int) -> Started:
-    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU:
+    end = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+    if end == signal.SIGXCPU:
         return _failed("load_timeout", "It used up the processor time that its package allows.")
+    if end == signal.SIGSYS:
+        return _failed("sandbox_violation", "It asked the kernel for what no model needs.")
     return _failed("crashed", f"The worker {describe(status)} while it loaded.")

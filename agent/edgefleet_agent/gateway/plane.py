@@ -45,6 +45,7 @@ class Plane:
         self.backends: dict[str, Backend] = {}
         self.router = Router(queue_limit, timeout_s, hung=Backend.kill)
         self.on_event: Callable[[Event], None] = lambda _: None
+        self.sandbox: list[str] = []
 
     # ------------------------------------------------------------------- loading
 
@@ -54,6 +55,7 @@ class Plane:
             started = await self._launcher.launch(spec, files, prove=True)
         finally:
             _close(files)
+        self._note_sandbox(spec, started.report)
         return _outcome(number, started.report, 0)
 
     async def load(self, number: int, spec: ModelSpec, files: list[int]) -> Outcome:
@@ -75,7 +77,8 @@ class Plane:
         return _outcome(number, report, backend.pid if backend else 0)
 
     async def _load(self, spec: ModelSpec, files: list[int]) -> Report:
-        started = await self._launcher.launch(spec, files, prove=False)
+        started = await self._launcher.launch(spec, files)
+        self._note_sandbox(spec, started.report)
         if started.link is None:
             _close(files)
             return started.report
@@ -83,6 +86,12 @@ class Plane:
         backend.attach(started)
         self.backends[spec.digest] = backend
         return started.report
+
+    def _note_sandbox(self, spec: ModelSpec, report: Report) -> None:
+        """Tell agentd what workers are shut in by, once and when it changes."""
+        if report.sandbox and report.sandbox != self.sandbox:
+            self.sandbox = report.sandbox
+            self.on_event(Event("sandbox", spec.model, spec.digest, ", ".join(self.sandbox)))
 
     def _count(self, spec: ModelSpec) -> Counters:
         """Return the digest's counters; they outlive a release, so that none is lost to agentd."""
@@ -182,7 +191,7 @@ class Plane:
 
     async def _respawn(self, backend: Backend) -> None:
         while True:
-            started = await self._launcher.launch(backend.spec, backend.files, prove=False)
+            started = await self._launcher.launch(backend.spec, backend.files, again=True)
             route = self._route_of(backend)
             if started.link is not None:
                 backend.attach(started)
@@ -196,18 +205,18 @@ class Plane:
             self._tell("worker_died", backend, f"No restart: {started.report.message}")
             if route is None:
                 return
-            if backend.crash_looping:
-                self._quarantine(route, backend)
+            corrupt = started.report.code == "blob_corrupt"
+            if corrupt or backend.crash_looping:
+                self._quarantine(route, backend, started.report.message if corrupt else "")
                 self.router.resume(route)
                 self._tell_quarantined(route, backend)
                 return
             await asyncio.sleep(1.0)
 
-    def _quarantine(self, route: Route, backend: Backend) -> None:
-        backend.quarantined = (
-            f"{backend.spec.model} {backend.spec.version} died {CRASHES} times within a minute "
-            "and is not restarted."
-        )
+    def _quarantine(self, route: Route, backend: Backend, why: str = "") -> None:
+        name = f"{backend.spec.model} {backend.spec.version}"
+        why = why or f"{name} died {CRASHES} times within a minute."
+        backend.quarantined = f"{why} It is not restarted."
         if route.standby is backend:
             route.standby = None
         elif route.standby is not None:
@@ -278,7 +287,7 @@ class Plane:
 def _outcome(number: int, report: Report, pid: int) -> Outcome:
     return Outcome(
         number, report.ok, report.code, report.message, report.load_ms, report.golden_ms,
-        report.ready_ms, report.memory_kb, pid,
+        report.ready_ms, report.memory_kb, pid, report.sandbox,
     )  # fmt: skip
 
 

@@ -21,6 +21,9 @@ from edgefleet_shared.package import FileEntry, Golden, Limits, TensorSpec
 MESSAGE_MAX_BYTES = 160 * 1024
 MAX_FDS = 250
 
+LAYERS = ("rlimits", "no_new_privs", "no_capabilities", "landlock", "seccomp")
+"""What a worker should be shut in by; `netns` comes on top where privilege allows it."""
+
 
 class ModelSpec(msgspec.Struct, frozen=True):
     """All that gateway and worker need to know of one package variant; no path, no URL, no key."""
@@ -109,8 +112,9 @@ class Outcome(msgspec.Struct, tag=True, frozen=True):
     """How a request ended; `code` and `message` are for a report.
 
     Codes of Prove and Load: `load_failed`, `golden_mismatch`, `load_timeout`, `out_of_memory`,
-    `crashed`, `unsupported_runtime`, `unsupported_accelerator`. Times are milliseconds, memory the
-    worker's private kilobytes.
+    `crashed`, `sandbox_violation`, `unsupported_runtime`, `unsupported_accelerator`, and those of
+    the lint. Times are milliseconds, memory the worker's private kilobytes; `sandbox` names the
+    layers that the worker was shut in by.
     """
 
     id: int
@@ -122,6 +126,7 @@ class Outcome(msgspec.Struct, tag=True, frozen=True):
     ready_ms: int = 0
     memory_kb: int = 0
     pid: int = 0
+    sandbox: list[str] = []
 
 
 class Flipped(msgspec.Struct, tag=True, frozen=True):
@@ -181,19 +186,24 @@ class WorkerInfo(msgspec.Struct, frozen=True):
 
 
 class GatewayState(msgspec.Struct, tag=True, frozen=True):
-    """Answer to `Hello`: what this gateway runs. `boot` differs after each start of the gateway."""
+    """Answer to `Hello`: what this gateway runs. `boot` differs after each start of the gateway.
+
+    `sandbox` names the layers of the last worker that reported; empty before the first.
+    """
 
     id: int
     pid: int
     boot: str
     workers: list[WorkerInfo]
+    sandbox: list[str] = []
 
 
 class Event(msgspec.Struct, tag=True, frozen=True):
-    """Something happened in the gateway: `worker_died`, `restarted` or `quarantined`.
+    """Something happened in the gateway: `worker_died`, `restarted`, `quarantined` or `sandbox`.
 
     `quarantined` comes after three crashes within a minute: the digest is not restarted, and the
-    route has moved to the standby where there is one (`fallback`, else '').
+    route has moved to the standby where there is one (`fallback`, else ''). `sandbox` comes when
+    the layers that workers are shut in by are known, or are others: `message` names them.
     """
 
     code: str
@@ -206,6 +216,13 @@ class Event(msgspec.Struct, tag=True, frozen=True):
 Request = Hello | Prove | Load | Flip | Unroute | Release | Stats | Shutdown
 Reply = Outcome | Flipped | StatsReply | GatewayState
 Message = Request | Reply | Event
+
+
+def missing_layers(sandbox: Sequence[str]) -> list[str]:
+    """Return which of `LAYERS` are not among those that hold; a version may follow a name."""
+    held = {layer.partition(" ")[0] for layer in sandbox}
+    return [layer for layer in LAYERS if layer not in held]
+
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)

@@ -35,13 +35,15 @@ Frame = tuple[int, int, int, int, int, memoryview]
 class Order(msgspec.Struct, frozen=True):
     """What a new worker shall do: load `spec`, prove it, and serve unless `prove`.
 
-    `parent` is the gateway's pid: the worker dies with it.
+    `parent` is the gateway's pid: the worker dies with it. `again`: it takes the place of one that
+    died, and nobody has hashed the files since.
     """
 
     spec: ModelSpec
     prove: bool
     threads: int
     parent: int
+    again: bool = False
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -54,6 +56,7 @@ class Report(msgspec.Struct, frozen=True):
     golden_ms: int = 0
     ready_ms: int = 0
     memory_kb: int = 0
+    sandbox: list[str] = []
 
 
 def head(kind: int, status: int, number: int, json_length: int, ns: int, length: int) -> bytes:

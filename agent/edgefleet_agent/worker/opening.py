@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import time
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import numpy as np
 
 from edgefleet_agent.ipc.frames import Order, Report
 from edgefleet_agent.ports import Session
-from edgefleet_agent.worker import compose, golden, sandbox, tensors
+from edgefleet_agent.worker import compose, descriptors, golden, lint, sandbox, tensors
 from edgefleet_agent.worker.codec import fits
 from edgefleet_shared.errors import EdgeFleetError, IncompatibleError, InvalidInputError
 
@@ -24,6 +25,19 @@ class Opened(NamedTuple):
 
     report: Report
     session: Session | None
+
+
+def import_code(order: Order) -> None:
+    """Import runtime and accelerator while files can still be read; `open_model` says what lacks.
+
+    In a fork of the zygote all of it is there already.
+    """
+    for make, name in (
+        (compose.runtime, order.spec.runtime),
+        (compose.accelerator, order.spec.accelerator),
+    ):
+        with contextlib.suppress(IncompatibleError):
+            make(name)
 
 
 def open_model(order: Order, files: Sequence[int]) -> Opened:
@@ -57,9 +71,12 @@ def _open(order: Order, files: Sequence[int]) -> Opened:
     accelerator = compose.accelerator(spec.accelerator)
     if why_not := accelerator.compatible(spec):
         raise IncompatibleError(why_not, code="unsupported_accelerator")
+    runtime = compose.runtime(spec.runtime)
+    descriptors.check(spec, files, rehash=order.again)
+    lint.check(spec, files)
     slot = accelerator.reserve(spec)
     accelerator.program(slot, spec, files)
-    session = compose.runtime(spec.runtime).open(spec, files, accelerator.providers(spec))
+    session = runtime.open(spec, files, accelerator.providers(spec))
     loaded = time.monotonic_ns()
     cases = _golden_cases(order, files)
     for index, case in enumerate(cases):

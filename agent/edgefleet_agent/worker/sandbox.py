@@ -1,4 +1,10 @@
-"""What a worker gives up before it touches a model, and the limits it lives under."""
+"""What a worker gives up before it touches a model, and the limits it lives under.
+
+Layers, each of which holds where another is missing: limits of the kernel, no new privileges, no
+capabilities, Landlock, a seccomp filter and, where it may, a network namespace without a network.
+RLIMIT_NPROC is not among them: it counts every thread of the user, so that a value which holds
+here breaks workers elsewhere; the filter lets a worker make threads and no process.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +12,36 @@ import ctypes
 import os
 import resource
 import signal
-from collections.abc import Iterable
+import struct
+import sys
+import sysconfig
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Final
 
+import edgefleet_agent
+import edgefleet_shared
 from edgefleet_agent.ipc.frames import Order
+from edgefleet_agent.worker import landlock, seccomp
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
 _OOM_SCORE = 500  # between 0 and 1000: a worker goes long before agentd does
 _NICE_LOADING = 19
+
+_CAPABILITIES_V3 = 0x20080522
+_CLONE_NEWNET = 0x40000000
+
+_PATHS = sysconfig.get_paths()
+READABLE: Final = (
+    *(_PATHS[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+    *(str(Path(str(package.__file__)).parent) for package in (edgefleet_agent, edgefleet_shared)),
+    "/usr/lib", "/usr/lib64", "/usr/local/lib", "/lib", "/lib64", "/etc/ld.so.cache",
+    "/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/sys/devices/system",
+    "/dev/null", "/dev/zero", "/dev/urandom",
+)  # fmt: skip
+"""All that a worker may read beside its package: code that is public, and what the machine is."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -60,6 +86,38 @@ def give_up_rights(descriptors: int) -> None:
     path = Path("/proc/self/oom_score_adj")
     if int(path.read_text()) < _OOM_SCORE:
         path.write_text(str(_OOM_SCORE))
+
+
+def confine(files: Sequence[int], *, fatal: bool) -> list[str]:
+    """Shut this process in, for ever; the kernel decides how far.
+
+    Args:
+        files: Descriptors of the package, which may be opened again through /proc/self/fd.
+        fatal: What nothing but an attack does ends the process, instead of failing.
+
+    Returns:
+        The layers that hold, by name; `control.missing_layers` tells what is not among them.
+    """
+    sys.dont_write_bytecode = True
+    layers = ["rlimits", "no_new_privs"]
+    if not _libc.unshare(_CLONE_NEWNET):  # only with privilege, which a device's agent may lack
+        layers.append("netns")
+    try:
+        if version := landlock.restrict(READABLE, files):
+            layers.append(f"landlock {version}")
+    except OSError as error:
+        sys.stderr.write(f"{error}\n")
+    if drop_capabilities():
+        layers.append("no_capabilities")
+    if seccomp.install(fatal=fatal):
+        layers.append("seccomp")
+    return layers
+
+
+def drop_capabilities() -> bool:
+    """Give up every capability; return whether none is left. For root this is most of root."""
+    head, none = struct.pack("<Ii", _CAPABILITIES_V3, 0), bytes(24)
+    return not _libc.capset(head, none)
 
 
 def limit(order: Order) -> None:

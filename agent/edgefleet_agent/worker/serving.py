@@ -16,7 +16,7 @@ from edgefleet_agent.ipc.control import MAX_FDS
 from edgefleet_agent.ports import Session
 from edgefleet_agent.worker import sandbox
 from edgefleet_agent.worker.codec import Codec
-from edgefleet_agent.worker.opening import Opened, open_model
+from edgefleet_agent.worker.opening import Opened, import_code, open_model
 from edgefleet_shared.errors import InvalidInputError
 
 FLUSH_NS = 100_000
@@ -36,12 +36,14 @@ def main(fd: int) -> None:
     _wait_for_parent(order.parent)
     sandbox.die_with_parent(order.parent)
     sandbox.close_others([fd, *files])
+    import_code(order)
     sandbox.give_up_rights(len(files))
     sandbox.limit(order)
+    layers = sandbox.confine(files, fatal=order.prove)
     opened = _open_gently(order, files)
     for file in files:
         os.close(file)
-    body = msgspec.msgpack.encode(opened.report)
+    body = msgspec.msgpack.encode(msgspec.structs.replace(opened.report, sandbox=layers))
     sock.sendall(frames.head(frames.REPORT, 0, 0, frames.NO_JSON, 0, len(body)) + body)
     if opened.session is not None and not order.prove:
         Loop(sock, buffer, opened.session, Codec(order.spec)).run()

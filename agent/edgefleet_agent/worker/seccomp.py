@@ -1,0 +1,139 @@
+"""A seccomp filter: system calls that no model needs fail, or end a process that is thrown away.
+
+Forty lines of BPF of our own: the bindings that exist need libseccomp on the device, and what must
+be said is a list of numbers and nine rules. Where a library may only be probing, the answer is an
+error number; what nothing but an attack does ends the proving process, so that a model which
+swallows the error is refused all the same. A serving worker gets errors alone: it is not worth a
+request. What is refused appears in the kernel's audit log (SECCOMP_FILTER_FLAG_LOG).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import struct
+from typing import Final
+
+from edgefleet_agent.worker import syscalls
+
+_SET_MODE_FILTER, _FLAG_LOG, _FLAG_TSYNC = 1, 2, 1
+_SYS_SECCOMP: Final = {"x86_64": 317, "aarch64": 277}
+
+_LOAD: Final = 0x20  # A = 32 bits of struct seccomp_data at k
+_AND: Final = 0x54
+_JUMP_EQ, _JUMP_GT, _JUMP_ANY, _RETURN = 0x15, 0x25, 0x45, 0x06
+_NUMBER, _ARCH = 0, 4
+_KILL: Final = 0x80000000
+_ALLOW: Final = 0x7FFF0000
+_ERRNO: Final = 0x00050000
+
+CLONE_THREAD: Final = 0x10000
+_TMPFILE: Final = 0o20000000  # os.O_TMPFILE without the O_DIRECTORY that it implies
+_WRITING: Final = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | _TMPFILE
+_HARMLESS_FAMILIES: Final = (1, 16)  # AF_UNIX, AF_NETLINK: what a C library asks on its way
+_PRCTL_DENIED: Final = (1, 4, 8, 28, 35, 47)
+"""PDEATHSIG, DUMPABLE, KEEPCAPS, SECUREBITS, MM and CAP_AMBIENT stay as they are."""
+_IOCTL_DENIED: Final = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: typing into somebody's terminal
+
+Instruction = tuple[int, int, int, int]
+"""Operation, how many to skip if true and if false, and a constant."""
+
+
+def program(arch: syscalls.Architecture, pid: int, *, fatal: bool) -> list[Instruction]:
+    """Return the filter.
+
+    Args:
+        arch: Numbers of this machine.
+        pid: The process; it may signal itself.
+        fatal: End the process for what nothing but an attack does, instead of an error.
+    """
+    worst = _KILL if fatal else _ERRNO | errno.EPERM
+    unknown = (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)
+    found = [
+        (_LOAD, 0, 0, _ARCH), (_JUMP_EQ, 1, 0, arch.audit), (_RETURN, 0, 0, _KILL),
+        (_LOAD, 0, 0, _NUMBER), (_JUMP_GT, 0, 1, syscalls.LAST), unknown,
+    ]  # fmt: skip
+    for table, answer in (
+        (syscalls.NETWORK, worst),
+        (syscalls.PROGRAMS, worst),
+        (syscalls.KERNEL, _ERRNO | errno.EPERM),
+        (syscalls.FILES, _ERRNO | errno.EACCES),
+    ):
+        for name in syscalls.names(table):
+            found += _rule(arch, name, [(_RETURN, 0, 0, answer)])
+    for name, body in _judged(pid, worst).items():
+        found += _rule(arch, name, body)
+    return [*found, (_RETURN, 0, 0, _ALLOW)]
+
+
+def _rule(arch: syscalls.Architecture, name: str, body: list[Instruction]) -> list[Instruction]:
+    """Return what is done with one call; `body` must end in a return on every way."""
+    number = arch.numbers.get(name)
+    return [] if number is None else [(_JUMP_EQ, 0, len(body), number), *body]
+
+
+def _judged(pid: int, worst: int) -> dict[str, list[Instruction]]:
+    """Return the rules of the calls whose arguments decide."""
+    denied = _ERRNO | errno.EPERM
+    no_call = [(_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]  # its flags lie where no filter can look
+    reading_limits = [
+        (_LOAD, 0, 0, _low(2)), (_JUMP_EQ, 0, 3, 0), (_LOAD, 0, 0, _low(2) + 4),
+        (_JUMP_EQ, 0, 1, 0), (_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, denied),
+    ]  # fmt: skip
+    threads = [(_LOAD, 0, 0, _low(0)), (_JUMP_ANY, 0, 1, CLONE_THREAD)]
+    return {
+        "open": _reading(1),
+        "openat": _reading(2),
+        "openat2": no_call,
+        "clone3": no_call,  # the C library falls back to clone
+        "clone": [*threads, (_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, denied)],
+        "socket": _unless(0, _HARMLESS_FAMILIES, worst, denied),
+        "kill": _unless(0, (pid,), denied, _ALLOW),
+        "tgkill": _unless(0, (pid,), denied, _ALLOW),
+        "prctl": _unless(0, _PRCTL_DENIED, _ALLOW, denied),
+        "ioctl": _unless(1, _IOCTL_DENIED, _ALLOW, denied),
+        "prlimit64": reading_limits,  # root could raise its own again
+    }
+
+
+def _reading(argument: int) -> list[Instruction]:
+    """Allow an open whose flags neither write nor create."""
+    return [
+        (_LOAD, 0, 0, _low(argument)), (_AND, 0, 0, _WRITING), (_JUMP_EQ, 0, 1, 0),
+        (_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _ERRNO | errno.EACCES),
+    ]  # fmt: skip
+
+
+def _unless(argument: int, values: tuple[int, ...], rest: int, those: int) -> list[Instruction]:
+    """Answer `those` if an argument is one of the values, and `rest` otherwise."""
+    checks = [(_JUMP_EQ, len(values) - i, 0, value) for i, value in enumerate(values)]
+    return [(_LOAD, 0, 0, _low(argument)), *checks, (_RETURN, 0, 0, rest), (_RETURN, 0, 0, those)]
+
+
+def _low(argument: int) -> int:
+    """Return where the lower half of an argument lies; both architectures are little-endian."""
+    return 16 + 8 * argument
+
+
+class _Program(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+
+def install(*, fatal: bool) -> bool:
+    """Put the filter over this process; it needs `no_new_privs`, or privilege.
+
+    Returns:
+        Whether it holds; False on an architecture that is not known, or a kernel without seccomp.
+    """
+    machine = os.uname().machine
+    arch = syscalls.architecture(machine)
+    if arch is None:
+        return False
+    code = program(arch, os.getpid(), fatal=fatal)
+    data = b"".join(struct.pack("<HBBI", *instruction) for instruction in code)
+    libc = ctypes.CDLL(None, use_errno=True)
+    wanted = _Program(len(code), data)
+    flags = _FLAG_LOG | _FLAG_TSYNC
+    number = _SYS_SECCOMP[machine]
+    return not libc.syscall(number, _SET_MODE_FILTER, flags, ctypes.byref(wanted))
