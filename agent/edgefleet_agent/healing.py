@@ -112,9 +112,8 @@ class Healing:
         blobs = {version.digest: version.size, **version.blobs}
         if all(self._intact(digest, size) for digest, size in blobs.items()):
             return False
-        self._ledger.tell(
-            Step.VERIFY, "blob_corrupt", "a file changed on disk while it was served.", level="error"
-        )
+        text = "a file changed on disk while it was served."
+        self._ledger.tell(Step.VERIFY, "blob_corrupt", text, level="error")
         return self._restore(version, threading.Event())
 
     def _restore(self, version: VersionRef, recovered: threading.Event) -> bool:

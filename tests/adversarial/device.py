@@ -1,4 +1,4 @@
-"""A device that is real but for its network: agentd in this process, gateway and workers outside."""
+"""A device, real but for its network: agentd in this process, gateway and workers outside."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from edgefleet_agent import compose
 from edgefleet_shared.identifiers import sha256_digest
-from edgefleet_shared.package import Manifest
+from edgefleet_shared.package import FileEntry, Manifest
 from tests.agent.gateways import UnixConnection, fp32
 from tests.agent.running import Agent
 from tests.agent.world import World, until
@@ -79,10 +81,6 @@ class Device(Agent):
         assert self.ended(slot) != "succeeded"
         return self.transport.slot(slot.model)
 
-    def workers(self) -> list[int]:
-        """Return the pids of the loaded workers."""
-        return [worker.pid for worker in self.daemon.gateway().call_state().workers]
-
     def files(self) -> set[Path]:
         """Return every file below the device's folder."""
         return {path for path in self.folder.rglob("*") if path.is_file()}
@@ -90,9 +88,6 @@ class Device(Agent):
 
 def with_files(world: World, files: dict[str, tuple[bytes, str]]) -> Any:
     """Return a change of a manifest that adds files (path to bytes and role) to its variant."""
-    import msgspec
-
-    from edgefleet_shared.package import FileEntry
 
     def change(manifest: Manifest) -> Manifest:
         entries = []

@@ -65,7 +65,7 @@ def _read(target: str) -> None:
 
 
 def _list(target: str) -> None:
-    os.listdir(target)
+    list(Path(target).iterdir())
 
 
 def _start(target: str) -> None:
@@ -90,7 +90,7 @@ def _trace(target: str) -> None:
 
 
 def _peek(target: str) -> None:
-    with open(f"/proc/{target}/mem", "rb") as memory:
+    with Path(f"/proc/{target}/mem").open("rb") as memory:
         memory.read(1)
 
 
