@@ -43,6 +43,7 @@ from edgefleet_cloud.rollouts.planning import Planner
 from edgefleet_cloud.rollouts.reporting import Reports as DeploymentReports
 from edgefleet_cloud.rollouts.service import Rollouts
 from edgefleet_cloud.rollouts.slots import Slots, desired
+from edgefleet_cloud.rollouts.visibility import events_within
 from edgefleet_cloud.transports.mqtt import MqttSettings, MqttTransport
 from edgefleet_cloud.trust.expiry import ExpiryWatch
 from edgefleet_cloud.trust.key_folder import KeyFolder
@@ -81,7 +82,7 @@ def compose(config: Config) -> Program:
     """
     database = open_database(config)
     feed = EventFeed()
-    events = EventLog(feed)
+    events = EventLog(feed, visible=events_within)
     tokens = TokenService(system_clock, events)
     with database.write() as session:
         tokens.import_file(session, Path(config.admin_token_file))

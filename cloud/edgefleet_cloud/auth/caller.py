@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from edgefleet_cloud.auth.roles import PERMISSIONS, Role, grants
 from edgefleet_cloud.errors import ForbiddenError
@@ -34,11 +34,13 @@ class Caller:
         actor: As events name them, for example `token/ci` or `oidc/anna`.
         bindings: What they may do.
         device: Whether it is a device of the fleet, which holds no role.
+        expires: Until when the proof holds, as `times.format_time` has it; '' is for ever.
     """
 
     actor: str
     bindings: tuple[Binding, ...]
     device: bool = False
+    expires: str = ""
 
     def reach(self, permission: str) -> Scope:
         """Return how far a permission of this caller reaches.
@@ -88,8 +90,3 @@ def read_scope(role: Role, text: str) -> Scope:
 def describe(scope: Scope) -> str:
     """Return a scope in its one spelling; '' is everything."""
     return render(scope) if scope else ""
-
-
-def facts(device_id: str, hardware: str, labels: dict[str, str]) -> dict[str, Any]:
-    """Return a device as a scope sees it."""
-    return {"id": device_id, "hardware": hardware, "labels": labels}

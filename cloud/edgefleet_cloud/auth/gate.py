@@ -35,3 +35,8 @@ class Gate:
             with contextlib.suppress(UnavailableError), self._database.write() as session:
                 self._tokens.used(session, row.name)
         return caller
+
+    def stands(self, caller: Caller) -> bool:
+        """Return whether a caller who was admitted before would be admitted still."""
+        with self._database.read() as session:
+            return self._tokens.stands(session, caller)

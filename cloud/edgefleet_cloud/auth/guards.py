@@ -9,6 +9,8 @@ fails for a route without a declaration.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
@@ -117,5 +119,13 @@ async def _scope(request: Request) -> Scope:
     return scope
 
 
+async def _stands(request: Request) -> Callable[[], bool]:
+    parts: Parts = request.app.state.parts
+    return partial(parts.get(Gate).stands, request.state.caller)
+
+
 Scoped = Annotated[Scope, Depends(_scope)]
 """Parameter type: how far the route's permission reaches for this caller."""
+
+Stands = Annotated[Callable[[], bool], Depends(_stands)]
+"""Parameter type of a route that answers for long: asks whether the caller's token still holds."""

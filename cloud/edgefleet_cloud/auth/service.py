@@ -28,6 +28,7 @@ from edgefleet_shared.steps import Step
 from edgefleet_shared.times import format_time
 
 ADMIN = "admin"
+ACTOR = "token/"
 LIFE = timedelta(days=90)
 MAX_DAYS = 366
 COARSE = timedelta(hours=1)
@@ -119,8 +120,17 @@ class TokenService:
                 "The token is not valid.",
                 hint="It is unknown, revoked or expired; `edgefleet token create` makes one.",
             )
-        role = Role(row.role)
-        return Caller(f"token/{row.name}", (Binding(role, read_scope(role, row.scope)),)), row
+        held = Binding(role := Role(row.role), read_scope(role, row.scope))
+        return Caller(f"{ACTOR}{row.name}", (held,), expires=row.expires), row
+
+    def stands(self, session: Session, caller: Caller) -> bool:
+        """Return whether a caller who was admitted before would be admitted still."""
+        if caller.expires and caller.expires <= format_time(self._clock()):
+            return False
+        if not caller.actor.startswith(ACTOR):
+            return True
+        row = repository.by_name(session, caller.actor.removeprefix(ACTOR))
+        return row is not None and self.holds(row)
 
     def holds(self, row: TokenRow) -> bool:
         """Return whether a token is neither revoked nor expired."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import ColumnElement, Select, func, select
 from sqlmodel import Session, col
 
+from edgefleet_cloud.auth.caller import Scope
 from edgefleet_cloud.devices.tables import DECOMMISSIONED, DeviceRow
 from edgefleet_cloud.filters import Kind, Node, Schema, condition
 
@@ -25,15 +26,26 @@ SCHEMA = Schema(
 _COLUMNS = {name: getattr(DeviceRow, name) for name in (*SCHEMA.fields, *SCHEMA.maps)}
 
 
-def statement(node: Node | None, within: Node | None = None) -> Select[Any]:
-    """Return the SELECT of a list, of all devices or of those that a selector means."""
-    query = select(DeviceRow) if within is None else members(within)
-    return query if node is None else query.where(condition(node, _COLUMNS))
+def statement(*nodes: Scope) -> Select[Any]:
+    """Return the SELECT of the devices that all of these filters mean; None means every device."""
+    conditions = [condition(node, _COLUMNS) for node in nodes if node is not None]
+    return select(DeviceRow).where(*conditions)
 
 
-def members(node: Node) -> Select[Any]:
-    """Return the SELECT of the devices that a selector means: decommissioned ones are not."""
-    return statement(node).where(col(DeviceRow.state) != DECOMMISSIONED)
+def members(*nodes: Scope) -> Select[Any]:
+    """Return the SELECT of the devices that selectors mean: decommissioned ones are not."""
+    return statement(*nodes).where(col(DeviceRow.state) != DECOMMISSIONED)
+
+
+def ids(scope: Node) -> Select[Any]:
+    """Return the SELECT of the ids of the devices in a scope, decommissioned ones too."""
+    query: Select[Any] = select(DeviceRow.id)  # type: ignore[call-overload]  # SQLModel types a column as its value
+    return query.where(condition(scope, _COLUMNS))
+
+
+def among(column: Any, scope: Scope) -> list[ColumnElement[bool]]:
+    """Return the conditions that a column of device ids stays within a scope; none for all."""
+    return [] if scope is None else [column.in_(ids(scope))]
 
 
 def find(session: Session, device_id: str) -> DeviceRow | None:
@@ -41,11 +53,11 @@ def find(session: Session, device_id: str) -> DeviceRow | None:
     return session.get(DeviceRow, device_id)
 
 
-def matching(session: Session, node: Node) -> Sequence[DeviceRow]:
-    """Return every device that a selector means, by id."""
-    return session.scalars(members(node).order_by(col(DeviceRow.id))).all()
+def matching(session: Session, *nodes: Scope) -> Sequence[DeviceRow]:
+    """Return every device that all of these selectors mean, by id."""
+    return session.scalars(members(*nodes).order_by(col(DeviceRow.id))).all()
 
 
-def count(session: Session, node: Node) -> int:
-    """Return how many devices a selector means."""
-    return session.scalar(select(func.count()).select_from(members(node).subquery())) or 0
+def count(session: Session, *nodes: Scope) -> int:
+    """Return how many devices selectors mean."""
+    return session.scalar(select(func.count()).select_from(members(*nodes).subquery())) or 0

@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from sqlmodel import Session
 
+from edgefleet_cloud.auth.caller import Scope
 from edgefleet_cloud.devices import repository
 from edgefleet_cloud.devices.labels import check_hardware, check_labels, patch
+from edgefleet_cloud.devices.scoping import check_stays, covers
 from edgefleet_cloud.devices.tables import DECOMMISSIONED, DeviceRow
 from edgefleet_cloud.errors import ConflictError, NotFoundError
 from edgefleet_cloud.filters import Node, parse
@@ -46,32 +48,35 @@ class Devices:
         self._clock = clock
         self.desired = desired
 
-    def get(self, session: Session, device_id: str) -> DeviceRow:
+    def get(self, session: Session, device_id: str, scope: Scope = None) -> DeviceRow:
         """Return a device.
 
         Raises:
-            NotFoundError: There is none of this id.
+            NotFoundError: There is none of this id, or none within the scope.
         """
         row = repository.find(session, device_id)
-        if row is None:
+        if row is None or not covers(scope, row):
             raise NotFoundError(
                 f"There is no device {device_id[:80]!r}.", hint="GET /v1/devices lists them."
             )
         return row
 
     def page(
-        self, session: Session, query: PageQuery, within: Node | None = None
+        self, session: Session, query: PageQuery, *within: Scope, in_service: bool = False
     ) -> tuple[Sequence[DeviceRow], str]:
-        """Return one page and the token of the next, of all or of those that `within` means.
+        """Return one page and the token of the next, of the devices that all of `within` mean.
+
+        Decommissioned ones are among them unless `in_service` leaves them out.
 
         Raises:
             InvalidInputError: A bad filter, order or token.
         """
         node = self.selector(query.filter) if query.filter else None
+        select = repository.members if in_service else repository.statement
         sortable = {"id": DeviceRow.id, "created": DeviceRow.created}
         return paginate(
             session,
-            repository.statement(node, within),
+            select(node, *within),
             query,
             sortable,
             DeviceRow.id,
@@ -86,37 +91,46 @@ class Devices:
         """
         return parse(text, repository.SCHEMA)
 
-    def matching(self, session: Session, selector: Node | str) -> Sequence[DeviceRow]:
-        """Return every device that a selector means, by id; decommissioned ones never are.
+    def matching(
+        self, session: Session, selector: Node | str, *within: Scope
+    ) -> Sequence[DeviceRow]:
+        """Return the devices that a selector means within scopes, by id; no decommissioned ones.
 
         Raises:
             InvalidInputError: The selector is text and cannot be read.
         """
         node = self.selector(selector) if isinstance(selector, str) else selector
-        return repository.matching(session, node)
+        return repository.matching(session, node, *within)
 
     def create(
-        self, session: Session, device_id: str, labels: Mapping[str, str], hardware: str, actor: str
+        self,
+        session: Session,
+        device_id: str,
+        labels: Mapping[str, str],
+        hardware: str,
+        actor: str,
+        scope: Scope = None,
     ) -> DeviceRow:
         """Register a device, which may then be given a ticket.
 
         Raises:
             InvalidInputError: A bad id, label or hardware.
+            ForbiddenError: It would be outside of the scope (code `outside_scope`).
             ConflictError: The id is taken, by a decommissioned device perhaps.
         """
-        check_name(device_id, "device")
+        row = DeviceRow(
+            id=check_name(device_id, "device"),
+            created=format_time(self._clock()),
+            labels=check_labels(labels),
+            hardware=check_hardware(hardware),
+        )
+        check_stays(scope, row)
         if repository.find(session, device_id):
             raise ConflictError(
                 f"There is a device {device_id!r} already.",
                 code="device_exists",
                 hint="PATCH it to change labels, or choose another id.",
             )
-        row = DeviceRow(
-            id=device_id,
-            created=format_time(self._clock()),
-            labels=check_labels(labels),
-            hardware=check_hardware(hardware),
-        )
         session.add(row)
         session.flush()
         self._tell(session, row, "registered", f"{device_id} is registered.", actor)
@@ -129,11 +143,13 @@ class Devices:
         labels: Mapping[str, str | None] | None,
         hardware: str | None,
         actor: str,
+        scope: Scope = None,
     ) -> DeviceRow:
         """Patch labels (null removes one) and hardware; what is None stays.
 
         Raises:
             InvalidInputError: A bad label or hardware.
+            ForbiddenError: It would leave the scope (code `outside_scope`).
             ConflictError: The device is decommissioned.
         """
         refuse_decommissioned(row)
@@ -141,6 +157,7 @@ class Devices:
             row.labels = patch(row.labels, labels)
         if hardware is not None:
             row.hardware = check_hardware(hardware)
+        check_stays(scope, row)
         row.revision += 1
         session.add(row)
         self._tell(session, row, "changed", f"{row.id} is described anew.", actor)

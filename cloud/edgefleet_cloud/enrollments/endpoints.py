@@ -9,7 +9,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 
-from edgefleet_cloud.auth.guards import allow, anyone
+from edgefleet_cloud.auth.guards import Scoped, allow, anyone
 from edgefleet_cloud.enrollments.service import Enrolled, Enrollments
 from edgefleet_cloud.web import Actor, Db, part
 
@@ -112,12 +112,17 @@ class Enrollment(BaseModel):
 
 @tickets.post("/{device_id}/tickets", status_code=201, dependencies=[allow("tickets.write")])
 def make_ticket(
-    enrollments: Service, db: Db, actor: Actor, device_id: str, body: NewTicket | None = None
+    enrollments: Service,
+    db: Db,
+    scope: Scoped,
+    actor: Actor,
+    device_id: str,
+    body: NewTicket | None = None,
 ) -> Ticket:
     """Make a one-time ticket with which this device may enrol, for the first time or anew."""
     life = timedelta(hours=(body or NewTicket()).valid_hours)
     with db.write() as session:
-        issued = enrollments.issue(session, device_id, life, actor)
+        issued = enrollments.issue(session, device_id, life, actor, scope)
     return Ticket(ticket=issued.text, not_after=issued.not_after)
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from sqlmodel import Session
 
+from edgefleet_cloud.auth.caller import Scope
 from edgefleet_cloud.authority import requests
 from edgefleet_cloud.authority.service import Certificates
 from edgefleet_cloud.devices.service import Devices, refuse_decommissioned
@@ -78,14 +79,21 @@ class Enrollments:
         self._addresses = addresses
         self._clock = clock
 
-    def issue(self, session: Session, device_id: str, life: timedelta, actor: str) -> Issued:
+    def issue(
+        self,
+        session: Session,
+        device_id: str,
+        life: timedelta,
+        actor: str,
+        scope: Scope = None,
+    ) -> Issued:
         """Return a new ticket for a device; it is shown once, and only its hash is kept.
 
         Raises:
-            NotFoundError: There is no such device.
+            NotFoundError: There is no such device within the scope.
             ConflictError: It is decommissioned.
         """
-        row = self._devices.get(session, device_id)
+        row = self._devices.get(session, device_id, scope)
         refuse_decommissioned(row)
         now = self._clock()
         root = sha256_digest(self._catalog.first_root())

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from typing import Annotated, Any
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Annotated, Any, NamedTuple
 
 from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict
 
-from edgefleet_cloud.auth.guards import allow
+from edgefleet_cloud.auth.caller import Scope
+from edgefleet_cloud.auth.guards import Scoped, Stands, allow
 from edgefleet_cloud.events.service import EventLog
 from edgefleet_cloud.events.tables import EventRow
 from edgefleet_cloud.filters import Node
@@ -73,34 +74,45 @@ async def read_events(
     request: Request,
     log: Log,
     db: Db,
+    scope: Scoped,
+    stands: Stands,
     query: Paging,
     last_event_id: Annotated[str | None, Header(alias="Last-Event-ID")] = None,
 ) -> Response | PageOf[Event]:
     """Answer a page, oldest first, or with `Accept: text/event-stream` follow the log.
 
     The stream begins after `Last-Event-ID` (0: from the first event), without it with what
-    happens next; `filter` holds for both, `page_size` and `page_token` for pages alone.
+    happens next; `filter` holds for both, `page_size` and `page_token` for pages alone. It ends
+    when the caller's token does.
     """
     node = log.parse(query.filter)
     if STREAM not in request.headers.get("accept", ""):
-        return await run_in_threadpool(_page, log, db, query)
+        return await run_in_threadpool(_page, log, db, query, scope)
     position = await run_in_threadpool(_position, log, db, last_event_id)
     return StreamingResponse(
-        follow(log, db, node, position),
+        follow(log, Reader(db, scope, stands), node, position),
         media_type=STREAM,
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
 
 
-async def follow(
-    log: EventLog, db: RequestDatabase, node: Node | None, last: int
-) -> AsyncIterator[str]:
-    """Yield the stream's text from after event `last`, until the log's feed closes."""
+class Reader(NamedTuple):
+    """Who follows the log: their database and scope, and whether their token still holds."""
+
+    db: RequestDatabase
+    scope: Scope = None
+    stands: Callable[[], bool] = lambda: True
+
+
+async def follow(log: EventLog, reader: Reader, node: Node | None, last: int) -> AsyncIterator[str]:
+    """Yield the stream's text from after event `last`, until the log's feed or the token ends."""
     with log.feed.listen() as news:
         yield "retry: 1000\n\n"
         while not log.feed.closed:
             news.clear()  # before reading: what comes while we read rings again
-            rows, last = await run_in_threadpool(_after, log, db, last, node)
+            if not await run_in_threadpool(reader.stands):
+                return
+            rows, last = await run_in_threadpool(_after, log, reader, last, node)
             for row in rows:
                 yield f"id: {row.id}\ndata: {_event(row).model_dump_json()}\n\n"
             if len(rows) < CHUNK and not await _within(news, log.feed.keep_alive_s):
@@ -115,9 +127,9 @@ async def _within(news: asyncio.Event, seconds: float) -> bool:
     return True
 
 
-def _page(log: EventLog, db: RequestDatabase, query: Paging) -> PageOf[Event]:
+def _page(log: EventLog, db: RequestDatabase, query: Paging, scope: Scope) -> PageOf[Event]:
     with db.read() as session:
-        rows, token = log.page(session, query)
+        rows, token = log.page(session, query, scope)
     return PageOf(items=[_event(row) for row in rows], next_page_token=token)
 
 
@@ -127,10 +139,10 @@ def _position(log: EventLog, db: RequestDatabase, last_event_id: str | None) -> 
 
 
 def _after(
-    log: EventLog, db: RequestDatabase, last: int, node: Node | None
+    log: EventLog, reader: Reader, last: int, node: Node | None
 ) -> tuple[Sequence[EventRow], int]:
-    with db.read() as session:
-        return log.after(session, last, node, CHUNK)
+    with reader.db.read() as session:
+        return log.after(session, last, node, CHUNK, reader.scope)
 
 
 def _event(row: EventRow) -> Event:

@@ -29,9 +29,9 @@ def where(node: Node) -> ColumnElement[bool]:
     return condition(node, _COLUMNS)
 
 
-def statement(node: Node | None) -> Select[Any]:
-    """Return the SELECT of a list."""
-    query = select(EventRow)
+def statement(node: Node | None, visible: ColumnElement[bool] | None) -> Select[Any]:
+    """Return the SELECT of a list: of every event, or of those that are visible."""
+    query = select(EventRow) if visible is None else select(EventRow).where(visible)
     return query if node is None else query.where(where(node))
 
 
@@ -40,7 +40,9 @@ def newest(session: Session) -> int:
     return session.scalar(select(func.max(EventRow.id))) or 0
 
 
-def after(session: Session, last: int, node: Node | None, limit: int) -> Sequence[EventRow]:
+def after(
+    session: Session, last: int, node: Node | None, limit: int, visible: ColumnElement[bool] | None
+) -> Sequence[EventRow]:
     """Return events with a higher id than `last`, oldest first."""
-    query = statement(node).where(col(EventRow.id) > last).order_by(col(EventRow.id))
+    query = statement(node, visible).where(col(EventRow.id) > last).order_by(col(EventRow.id))
     return session.scalars(query.limit(limit)).all()

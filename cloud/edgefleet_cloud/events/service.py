@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from sqlalchemy import ColumnElement, false
 from sqlmodel import Session
 
+from edgefleet_cloud.auth.caller import Scope
 from edgefleet_cloud.database import after_commit, before_commit, reason_of
 from edgefleet_cloud.events import chain, repository
 from edgefleet_cloud.events.feed import EventFeed
@@ -21,6 +23,13 @@ from edgefleet_shared.times import format_time
 MESSAGE_CHARACTERS = 1000
 _WAITING = "events.waiting"
 
+Visible = Callable[[Node], ColumnElement[bool]]
+"""Which events the holder of a scope may see; answered by a room that knows devices."""
+
+
+def _nothing(_scope: Node) -> ColumnElement[bool]:
+    return false()
+
 
 class EventLog:
     """`ports.EventSink` over the events table.
@@ -28,11 +37,15 @@ class EventLog:
     Args:
         feed: Rung after each commit that recorded an event.
         clock: Dates the events.
+        visible: Knows which events are within a scope; without it none is.
     """
 
-    def __init__(self, feed: EventFeed, clock: Clock = system_clock) -> None:
+    def __init__(
+        self, feed: EventFeed, clock: Clock = system_clock, visible: Visible = _nothing
+    ) -> None:
         self.feed = feed
         self._clock = clock
+        self._visible = visible
 
     def record(
         self,
@@ -67,8 +80,10 @@ class EventLog:
             after_commit(session, self.feed.ring)
         waiting.append(row)
 
-    def page(self, session: Session, query: PageQuery) -> tuple[Sequence[EventRow], str]:
-        """Return one page and the token of the next.
+    def page(
+        self, session: Session, query: PageQuery, scope: Scope = None
+    ) -> tuple[Sequence[EventRow], str]:
+        """Return one page of the events within a scope, and the token of the next.
 
         Raises:
             InvalidInputError: A bad filter, order or token.
@@ -76,7 +91,7 @@ class EventLog:
         sortable = {"id": EventRow.id}
         return paginate(
             session,
-            repository.statement(self.parse(query.filter)),
+            repository.statement(self.parse(query.filter), self._within(scope)),
             query,
             sortable,
             EventRow.id,
@@ -108,13 +123,16 @@ class EventLog:
         return int(last_event_id)
 
     def after(
-        self, session: Session, last: int, node: Node | None, limit: int
+        self, session: Session, last: int, node: Node | None, limit: int, scope: Scope = None
     ) -> tuple[Sequence[EventRow], int]:
         """Return at most `limit` events after number `last`, and how far the log was read."""
-        rows = repository.after(session, last, node, limit)
+        rows = repository.after(session, last, node, limit, self._within(scope))
         if len(rows) < limit:
             return rows, max(last, repository.newest(session))
         return rows, rows[-1].id or last
+
+    def _within(self, scope: Scope) -> ColumnElement[bool] | None:
+        return None if scope is None else self._visible(scope)
 
 
 def _frozen(document: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, ConfigDict
 
-from edgefleet_cloud.auth.guards import allow
+from edgefleet_cloud.auth.guards import Scoped, allow
 from edgefleet_cloud.devices import repository as devices_repository
 from edgefleet_cloud.devices.schemas import Device
 from edgefleet_cloud.filters import FilterError, render
@@ -23,7 +23,7 @@ _SELECTOR = 'labels.site == "berlin" and not id == "cam-3"'
 
 
 class Group(BaseModel):
-    """A named selector."""
+    """A named selector; it means no device outside of `scope`, within which it was made."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -31,6 +31,7 @@ class Group(BaseModel):
                 {
                     "name": "berlin",
                     "selector": _SELECTOR,
+                    "scope": "",
                     "created": "2026-11-21T03:22:50.000Z",
                     "updated": "2026-11-21T03:22:50.000Z",
                 }
@@ -40,6 +41,7 @@ class Group(BaseModel):
 
     name: str
     selector: str
+    scope: str
     created: str
     updated: str
 
@@ -112,29 +114,29 @@ class SelectorVerdict(BaseModel):
 
 
 @router.get("/groups", dependencies=[allow("groups.read")])
-def list_groups(groups: Service, db: Db, query: Paging) -> PageOf[Group]:
+def list_groups(groups: Service, db: Db, scope: Scoped, query: Paging) -> PageOf[Group]:
     """List groups; filter on name, selector and created."""
     with db.read() as session:
-        rows, token = groups.page(session, query)
+        rows, token = groups.page(session, query, scope)
         return PageOf(items=[Group.of(row) for row in rows], next_page_token=token)
 
 
 @router.post("/groups", status_code=201, dependencies=[allow("groups.write")])
 def create_group(
-    groups: Service, db: Db, actor: Actor, body: NewGroup, response: Response
+    groups: Service, db: Db, scope: Scoped, actor: Actor, body: NewGroup, response: Response
 ) -> Group:
     """Name a selector."""
     with db.write() as session:
-        row = groups.create(session, body.name, body.selector, actor)
+        row = groups.create(session, body.name, body.selector, actor, scope)
         set_etag(response, row.revision)
         return Group.of(row)
 
 
 @router.get("/groups/{name}", dependencies=[allow("groups.read")])
-def get_group(groups: Service, db: Db, name: str, response: Response) -> Group:
+def get_group(groups: Service, db: Db, scope: Scoped, name: str, response: Response) -> Group:
     """Answer one group."""
     with db.read() as session:
-        row = groups.get(session, name)
+        row = groups.get(session, name, scope)
         set_etag(response, row.revision)
         return Group.of(row)
 
@@ -143,6 +145,7 @@ def get_group(groups: Service, db: Db, name: str, response: Response) -> Group:
 def change_group(
     groups: Service,
     db: Db,
+    scope: Scoped,
     actor: Actor,
     name: str,
     body: GroupChange,
@@ -151,34 +154,38 @@ def change_group(
 ) -> Group:
     """Give a group another selector."""
     with db.write() as session:
-        row = groups.get(session, name)
+        row = groups.get(session, name, scope)
         check_match(if_match, row.revision)
         if body.name not in {None, name}:
             raise InvalidInputError(
                 "A group keeps its name.", hint="Create another and delete this one."
             )
-        groups.change(session, row, body.selector, actor)
+        groups.change(session, row, body.selector, actor, scope)
         set_etag(response, row.revision)
         return Group.of(row)
 
 
 @router.delete("/groups/{name}", status_code=204, dependencies=[allow("groups.write")])
-def delete_group(groups: Service, db: Db, actor: Actor, name: str) -> None:
+def delete_group(groups: Service, db: Db, scope: Scoped, actor: Actor, name: str) -> None:
     """Forget a group; its devices are untouched."""
     with db.write() as session:
-        groups.delete(session, groups.get(session, name), actor)
+        groups.delete(session, groups.get(session, name, scope), actor, scope)
 
 
 @router.get("/groups/{name}/devices", dependencies=[allow("groups.read")])
-def list_members(groups: Service, db: Db, name: str, query: Paging) -> PageOf[Device]:
+def list_members(
+    groups: Service, db: Db, scope: Scoped, name: str, query: Paging
+) -> PageOf[Device]:
     """List the devices that a group means now; `filter` narrows further."""
     with db.read() as session:
-        rows, token = groups.page_of_members(session, name, query)
+        rows, token = groups.page_of_members(session, name, query, scope)
         return PageOf(items=[Device.of(row) for row in rows], next_page_token=token)
 
 
 @router.post("/selectors/validate", dependencies=[allow("devices.read")])
-def validate_selector(groups: Service, db: Db, body: SelectorText) -> SelectorVerdict:
+def validate_selector(
+    groups: Service, db: Db, scope: Scoped, body: SelectorText
+) -> SelectorVerdict:
     """Say what a filter means, or at which character it fails and what to write there."""
     try:
         node = groups.devices.selector(body.filter)
@@ -187,5 +194,5 @@ def validate_selector(groups: Service, db: Db, body: SelectorText) -> SelectorVe
             valid=False, position=error.position, message=error.message, hint=error.hint
         )
     with db.read() as session:
-        count = devices_repository.count(session, node)
+        count = devices_repository.count(session, node, scope)
     return SelectorVerdict(valid=True, canonical=render(node), devices=count)

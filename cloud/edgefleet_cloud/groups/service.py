@@ -6,10 +6,13 @@ from collections.abc import Sequence
 
 from sqlmodel import Session
 
+from edgefleet_cloud.auth.caller import Scope, describe, read_scope
+from edgefleet_cloud.auth.roles import Role
 from edgefleet_cloud.devices.service import Devices
 from edgefleet_cloud.devices.tables import DeviceRow
-from edgefleet_cloud.errors import ConflictError, NotFoundError
-from edgefleet_cloud.filters import parse
+from edgefleet_cloud.errors import ConflictError, ForbiddenError, NotFoundError
+from edgefleet_cloud.filters import Node, parse
+from edgefleet_cloud.filters.tree import Or
 from edgefleet_cloud.groups import repository
 from edgefleet_cloud.groups.tables import GroupRow
 from edgefleet_cloud.paging import PageQuery, paginate
@@ -33,20 +36,22 @@ class Groups:
         self._clock = clock
         self.devices = devices
 
-    def get(self, session: Session, name: str) -> GroupRow:
-        """Return a group.
+    def get(self, session: Session, name: str, scope: Scope = None) -> GroupRow:
+        """Return a group: one of the whole fleet, or one made within the same scope.
 
         Raises:
-            NotFoundError: There is none of this name.
+            NotFoundError: There is none of this name, or none that the scope may see.
         """
         row = repository.find(session, name)
-        if row is None:
+        if row is None or (scope is not None and row.scope not in _visible(scope)):
             raise NotFoundError(
                 f"There is no group {name[:80]!r}.", hint="GET /v1/groups lists them."
             )
         return row
 
-    def page(self, session: Session, query: PageQuery) -> tuple[Sequence[GroupRow], str]:
+    def page(
+        self, session: Session, query: PageQuery, scope: Scope = None
+    ) -> tuple[Sequence[GroupRow], str]:
         """Return one page and the token of the next.
 
         Raises:
@@ -56,35 +61,41 @@ class Groups:
         sortable = {"name": GroupRow.name, "created": GroupRow.created}
         return paginate(
             session,
-            repository.statement(node),
+            repository.statement(node, None if scope is None else _visible(scope)),
             query,
             sortable,
             GroupRow.name,
             default="name",
         )
 
-    def members(self, session: Session, name: str) -> Sequence[DeviceRow]:
-        """Return the devices that a group means now, by id.
+    def members(self, session: Session, name: str, scope: Scope = None) -> Sequence[DeviceRow]:
+        """Return the devices within a scope that a group means now, by id.
 
         Raises:
             NotFoundError: There is no such group.
         """
-        return self.devices.matching(session, self.get(session, name).selector)
+        group = self.get(session, name, scope)
+        return self.devices.matching(session, group.selector, _made_within(group), scope)
 
     def page_of_members(
-        self, session: Session, name: str, query: PageQuery
+        self, session: Session, name: str, query: PageQuery, scope: Scope = None
     ) -> tuple[Sequence[DeviceRow], str]:
-        """Return one page of the devices that a group means now.
+        """Return one page of the devices within a scope that a group means now.
 
         Raises:
             NotFoundError: There is no such group.
             InvalidInputError: A bad filter, order or token.
         """
-        group = self.devices.selector(self.get(session, name).selector)
-        return self.devices.page(session, query, within=group)
+        group = self.get(session, name, scope)
+        selector = self.devices.selector(group.selector)
+        return self.devices.page(
+            session, query, selector, _made_within(group), scope, in_service=True
+        )
 
-    def create(self, session: Session, name: str, selector: str, actor: str) -> GroupRow:
-        """Name a selector.
+    def create(
+        self, session: Session, name: str, selector: str, actor: str, scope: Scope = None
+    ) -> GroupRow:
+        """Name a selector; the group never means a device outside of the scope.
 
         Raises:
             InvalidInputError: A bad name or selector.
@@ -99,18 +110,24 @@ class Groups:
                 hint="PUT /v1/groups/{name} changes its selector.",
             )
         now = format_time(self._clock())
-        row = GroupRow(name=name, selector=selector, created=now, updated=now)
+        row = GroupRow(
+            name=name, selector=selector, scope=describe(scope), created=now, updated=now
+        )
         session.add(row)
         session.flush()
         self._tell(session, row, "created", f"Group {name} means {selector}.", actor)
         return row
 
-    def change(self, session: Session, row: GroupRow, selector: str, actor: str) -> GroupRow:
+    def change(
+        self, session: Session, row: GroupRow, selector: str, actor: str, scope: Scope = None
+    ) -> GroupRow:
         """Give a group another selector; rollouts that have begun keep their devices.
 
         Raises:
             InvalidInputError: A bad selector.
+            ForbiddenError: The group was made for more than the scope (code `outside_scope`).
         """
+        _check_own(row, scope)
         self.devices.selector(selector)
         row.selector, row.updated = selector, format_time(self._clock())
         row.revision += 1
@@ -118,8 +135,13 @@ class Groups:
         self._tell(session, row, "changed", f"Group {row.name} now means {selector}.", actor)
         return row
 
-    def delete(self, session: Session, row: GroupRow, actor: str) -> None:
-        """Forget a name; its devices are untouched."""
+    def delete(self, session: Session, row: GroupRow, actor: str, scope: Scope = None) -> None:
+        """Forget a name; its devices are untouched.
+
+        Raises:
+            ForbiddenError: The group was made for more than the scope (code `outside_scope`).
+        """
+        _check_own(row, scope)
         session.delete(row)
         self._tell(session, row, "deleted", f"Group {row.name} is deleted.", actor)
 
@@ -132,4 +154,23 @@ class Groups:
             message=message,
             actor=actor,
             data={"selector": row.selector},
+        )
+
+
+def _made_within(row: GroupRow) -> Scope:
+    return read_scope(Role.VIEWER, row.scope)
+
+
+def _visible(scope: Node) -> list[str]:
+    """Return the scopes of the groups that a scope may see: the fleet's, and its own."""
+    parts = scope.nodes if isinstance(scope, Or) else ()
+    return ["", *map(describe, (scope, *parts))]
+
+
+def _check_own(row: GroupRow, scope: Scope) -> None:
+    if scope is not None and row.scope not in _visible(scope)[1:]:
+        raise ForbiddenError(
+            f"Group {row.name} was made for devices outside of your scope too.",
+            code="outside_scope",
+            hint="Make a group of your own, under another name.",
         )

@@ -7,7 +7,10 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from edgefleet_cloud.auth.guards import allow
+from edgefleet_cloud.auth.caller import Scope, describe
+from edgefleet_cloud.auth.guards import Scoped, allow
+from edgefleet_cloud.errors import ForbiddenError
+from edgefleet_cloud.filters import matches
 from edgefleet_cloud.models import repository
 from edgefleet_cloud.models.service import ModelService
 from edgefleet_cloud.models.tables import ModelRow, ModelVersionRow
@@ -135,8 +138,9 @@ def list_models(db: Db, paging: Paging) -> PageOf[Model]:
 
 
 @router.post("", status_code=201, summary="Create a model", dependencies=[allow("models.write")])
-def create_model(body: ModelIn, service: Service, db: Db, actor: Actor) -> Model:
+def create_model(body: ModelIn, service: Service, db: Db, scope: Scoped, actor: Actor) -> Model:
     """Create a model; publishing a version does so by itself."""
+    _check_scope(scope, body.name)
     with db.write() as session:
         row = service.create(session, body.name, body.description, body.labels, actor)
         return _show(row)
@@ -168,9 +172,16 @@ def list_versions(name: str, service: Service, db: Db, paging: Paging) -> PageOf
     dependencies=[allow("models.write")],
 )
 def publish_version(
-    name: str, body: VersionIn, response: Response, service: Service, db: Db, actor: Actor
+    name: str,
+    body: VersionIn,
+    response: Response,
+    service: Service,
+    db: Db,
+    scope: Scoped,
+    actor: Actor,
 ) -> ModelVersion:
     """Accept a signed version; 200 if this very one is published already."""
+    _check_scope(scope, name)
     metadata = decode_base64(body.metadata, "metadata")
     with db.write() as session:
         row, new = service.publish(session, name, body.version, body.manifest, metadata, actor)
@@ -208,3 +219,12 @@ def _show_version(row: ModelVersionRow) -> ModelVersion:
 
 def _show(row: ModelRow) -> Model:
     return Model(name=row.name, description=row.description, labels=row.labels, created=row.created)
+
+
+def _check_scope(scope: Scope, model: str) -> None:
+    if scope is not None and not matches(scope, {"model": model}):
+        raise ForbiddenError(
+            f"The model {model[:80]!r} is outside of your scope.",
+            code="outside_scope",
+            hint=f"Your scope is {describe(scope)}.",
+        )

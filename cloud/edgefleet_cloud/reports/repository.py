@@ -8,6 +8,8 @@ from typing import Any
 from sqlalchemy import Select, or_, select
 from sqlmodel import Session, col
 
+from edgefleet_cloud.auth.caller import Scope
+from edgefleet_cloud.devices.repository import among
 from edgefleet_cloud.filters import Kind, Schema
 from edgefleet_cloud.reports.tables import ReceiptRow, StreamRow, WindowRow
 
@@ -73,14 +75,15 @@ def windows(session: Session, query: Select[Any]) -> Iterator[WindowRow]:
     yield from session.scalars(query.execution_options(yield_per=500))
 
 
-def gaps(session: Session, device: str) -> Sequence[StreamRow]:
-    """Return the streams of which something is missing; '' means any device."""
+def gaps(session: Session, device: str, scope: Scope) -> Sequence[StreamRow]:
+    """Return the streams of which something is missing; '' means any device in the scope."""
     query = select(StreamRow).where(
         or_(
             col(StreamRow.missing) > 0,
             col(StreamRow.dropped) > 0,
             col(StreamRow.beginnings) > 0,
-        )
+        ),
+        *among(StreamRow.device, scope),
     )
     if device:
         query = query.where(col(StreamRow.device) == device)

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 from sqlalchemy import Select, select
 from sqlmodel import Session, col
 
+from edgefleet_cloud.auth.caller import Scope
+from edgefleet_cloud.devices.repository import among
 from edgefleet_cloud.devices.service import Devices
 from edgefleet_cloud.filters import condition, parse
 from edgefleet_cloud.paging import PageQuery, paginate
@@ -77,15 +79,21 @@ class Reports:
         self._clock = clock
 
     def history(
-        self, session: Session, device: str, slot: str, at: str, query: PageQuery
+        self,
+        session: Session,
+        device: str,
+        slot: str,
+        at: str,
+        query: PageQuery,
+        scope: Scope = None,
     ) -> tuple[Sequence[ReceiptRow], str]:
         """Return what ran on a device, oldest first: ever, or at one time if `at` is given.
 
         Raises:
-            NotFoundError: There is no such device.
+            NotFoundError: There is no such device within the scope.
             InvalidInputError: `at` is not a time, or a bad order or token.
         """
-        self._devices.get(session, device)
+        self._devices.get(session, device, scope)
         statement = repository.activations(_time(at, "at") if at else None).where(
             col(ReceiptRow.device) == device
         )
@@ -94,7 +102,13 @@ class Reports:
         return _page(session, statement, query, "position")
 
     def where_ran(
-        self, session: Session, model: str, version: str, at: str, query: PageQuery
+        self,
+        session: Session,
+        model: str,
+        version: str,
+        at: str,
+        query: PageQuery,
+        scope: Scope = None,
     ) -> tuple[Sequence[ReceiptRow], str]:
         """Return the activations of a version that stood at a time, now if `at` is ''.
 
@@ -105,41 +119,47 @@ class Reports:
         manifest = self._releases.find(session, model, version).manifest
         time = _time(at, "at") if at else format_time(self._clock())
         statement = repository.activations(time).where(
-            col(ReceiptRow.to_digest) == manifest, col(ReceiptRow.slot) == model
+            col(ReceiptRow.to_digest) == manifest,
+            col(ReceiptRow.slot) == model,
+            *among(ReceiptRow.device, scope),
         )
         return _page(session, statement, query, "device")
 
     def receipts(
-        self, session: Session, device: str, slot: str, query: PageQuery
+        self, session: Session, device: str, slot: str, query: PageQuery, scope: Scope = None
     ) -> tuple[Sequence[ReceiptRow], str]:
         """Return swap receipts, oldest first; '' means any.
 
         Raises:
             InvalidInputError: A bad filter, order or token.
         """
-        statement = repository.receipts(device, slot)
+        statement = repository.receipts(device, slot).where(*among(ReceiptRow.device, scope))
         if query.filter:
             node = parse(query.filter, repository.RECEIPTS)
             statement = statement.where(condition(node, repository.RECEIPT_COLUMNS))
         return _page(session, statement, query, "position" if device else "ts")
 
-    def telemetry(self, session: Session, query: TelemetryQuery) -> list[Answered]:
-        """Return what each digest answered, by slot, version and digest.
+    def telemetry(
+        self, session: Session, query: TelemetryQuery, scope: Scope = None
+    ) -> list[Answered]:
+        """Return what each digest answered on the scope's devices, by slot, version and digest.
 
         Raises:
             InvalidInputError: `from` or `to` is not a time, or they are the wrong way round.
         """
         merged: dict[tuple[str, str, str], Answered] = {}
-        for window in repository.windows(session, _windows(query)):
+        for window in repository.windows(
+            session, _windows(query).where(*among(WindowRow.device, scope))
+        ):
             key = (window.slot, window.version, window.digest)
             if key not in merged:
                 merged[key] = Answered(window.slot, window.digest, window.version)
             merged[key].add(window)
         return [merged[key] for key in sorted(merged)]
 
-    def gaps(self, session: Session, device: str) -> Sequence[StreamRow]:
-        """Return the streams of which something is missing; '' means any device."""
-        return repository.gaps(session, device)
+    def gaps(self, session: Session, device: str, scope: Scope = None) -> Sequence[StreamRow]:
+        """Return the streams of which something is missing; '' means any device in the scope."""
+        return repository.gaps(session, device, scope)
 
 
 def quantile_us(counts: histogram.Counts, q: float) -> int | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sqlmodel import Session
 
+from edgefleet_cloud.auth.caller import Scope
 from edgefleet_cloud.devices.service import Devices
 from edgefleet_cloud.devices.tables import ENROLLED, DeviceRow
 from edgefleet_cloud.errors import NotFoundError
@@ -75,20 +76,21 @@ class Planner:
         self._releases = releases
         self._blobs = blobs
 
-    def plan(self, session: Session, wish: NewRollout, seed: str) -> Plan:
+    def plan(self, session: Session, wish: NewRollout, seed: str, scope: Scope = None) -> Plan:
         """Return the plan of a rollout.
 
         Args:
             session: Where to look.
             wish: The request.
             seed: Freezes who is in which wave.
+            scope: Devices outside of it are not chosen, and are unknown where they are named.
 
         Raises:
             InvalidInputError: code `unknown_version`, `unknown_group`, `unknown_device`,
                 `no_devices`, `not_enrolled`, `waves` or `invalid_filter`.
         """
         release = self._release(session, wish)
-        chosen = self._chosen(session, wish)
+        chosen = self._chosen(session, wish, scope)
         ready = {row.id: row for row in chosen if row.state == ENROLLED}
         conflicts = [
             Conflict(row.id, "not_enrolled", f"{row.id} has not enrolled and is left out.")
@@ -134,34 +136,42 @@ class Planner:
                 hint=f"GET /v1/models/{wish.model}/versions lists what is.",
             ) from error
 
-    def _chosen(self, session: Session, wish: NewRollout) -> Sequence[DeviceRow]:
+    def _chosen(self, session: Session, wish: NewRollout, scope: Scope) -> Sequence[DeviceRow]:
         if wish.group is not None:
             try:
-                return self._groups.members(session, wish.group)
+                return self._groups.members(session, wish.group, scope)
             except NotFoundError as error:
                 raise InvalidInputError(
                     error.message, code="unknown_group", hint=error.hint
                 ) from error
         if wish.selector is not None:
-            return self._devices.matching(session, wish.selector)
+            return self._devices.matching(session, wish.selector, scope)
         if named := wish.named():
-            return [self._named(session, device) for device in named]
-        return self._devices.matching(session, EVERY_DEVICE)
+            return self._named(session, named, scope)
+        return self._devices.matching(session, EVERY_DEVICE, scope)
 
-    def _named(self, session: Session, device: str) -> DeviceRow:
-        try:
-            row = self._devices.get(session, device)
-        except NotFoundError as error:
+    def _named(self, session: Session, named: Sequence[str], scope: Scope) -> Sequence[DeviceRow]:
+        found, missing = [], []
+        for device in named:
+            try:
+                found.append(self._devices.get(session, device, scope))
+            except NotFoundError as error:
+                missing.append(error)
+        if missing:
+            many = f"{len(missing)} of the {len(named)} named devices are not there. "
             raise InvalidInputError(
-                error.message, code="unknown_device", hint=error.hint
-            ) from error
-        if row.state != ENROLLED:
-            raise InvalidInputError(
-                f"{device} is {row.state}, so it cannot be given a model.",
-                code="not_enrolled",
-                hint=f"POST /v1/devices/{device}/tickets lets it enrol.",
+                (many if len(named) > 1 else "") + missing[0].message,
+                code="unknown_device",
+                hint="GET /v1/devices lists them, as far as your scope reaches.",
             )
-        return row
+        for row in found:
+            if row.state != ENROLLED:
+                raise InvalidInputError(
+                    f"{row.id} is {row.state}, so it cannot be given a model.",
+                    code="not_enrolled",
+                    hint=f"POST /v1/devices/{row.id}/tickets lets it enrol.",
+                )
+        return found
 
     def _manifest(self, release: Release) -> Manifest:
         with self._blobs.open(release.manifest) as chunks:

@@ -9,6 +9,8 @@ from typing import Any
 from sqlalchemy import CursorResult, Select, func, or_, select, update
 from sqlmodel import Session, col
 
+from edgefleet_cloud.auth.caller import Scope
+from edgefleet_cloud.devices.repository import among, ids
 from edgefleet_cloud.filters import Kind, Node, Schema, condition
 from edgefleet_cloud.rollouts.decide import WITHDRAWABLE
 from edgefleet_cloud.rollouts.tables import (
@@ -19,6 +21,7 @@ from edgefleet_cloud.rollouts.tables import (
     RolloutRow,
     WaveRow,
 )
+from edgefleet_cloud.rollouts.visibility import touching
 from edgefleet_shared.states import DONE, RolloutState
 
 ROLLOUTS = Schema(
@@ -39,35 +42,55 @@ ENDED = (RolloutState.STOPPED.value, RolloutState.SUPERSEDED.value)
 _DONE = tuple(state.value for state in DONE)
 
 
-def rollouts(node: Node | None) -> Select[Any]:
-    """Return the SELECT of a list of rollouts."""
-    query = select(RolloutRow)
+def rollouts(node: Node | None, scope: Scope = None) -> Select[Any]:
+    """Return the SELECT of a list of rollouts, of those with a device within the scope."""
+    query = select(RolloutRow).where(*touching(scope))
     columns = {name: getattr(RolloutRow, name) for name in ROLLOUTS.fields}
     return query if node is None else query.where(condition(node, columns))
 
 
-def deployments(node: Node | None) -> Select[Any]:
-    """Return the SELECT of a list of device deployments."""
-    query = select(DeploymentRow)
+def deployments(node: Node | None, scope: Scope = None) -> Select[Any]:
+    """Return the SELECT of a list of device deployments within a scope."""
+    query = select(DeploymentRow).where(*among(DeploymentRow.device, scope))
     columns = {name: getattr(DeploymentRow, name) for name in DEPLOYMENTS.fields}
     return query if node is None else query.where(condition(node, columns))
 
 
-def of_rollout(node: Node | None, rollout: str) -> Select[Any]:
-    """Return the SELECT of the device deployments of a rollout's waves."""
-    return deployments(node).where(
+def of_rollout(node: Node | None, rollout: str, scope: Scope = None) -> Select[Any]:
+    """Return the SELECT of the device deployments of a rollout's waves within a scope."""
+    return deployments(node, scope).where(
         col(DeploymentRow.rollout) == rollout, col(DeploymentRow.kind) == FORWARD
     )
 
 
-def find(session: Session, rollout: str) -> RolloutRow | None:
-    """Return a rollout, or None."""
-    return session.get(RolloutRow, rollout)
+def find(session: Session, rollout: str, scope: Scope = None) -> RolloutRow | None:
+    """Return a rollout with a device within the scope, or None."""
+    if scope is None:
+        return session.get(RolloutRow, rollout)
+    found: RolloutRow | None = session.scalar(
+        rollouts(None, scope).where(col(RolloutRow.id) == rollout)
+    )
+    return found
 
 
-def find_deployment(session: Session, deployment: str) -> DeploymentRow | None:
-    """Return a device deployment, or None."""
-    return session.get(DeploymentRow, deployment)
+def find_deployment(session: Session, deployment: str, scope: Scope = None) -> DeploymentRow | None:
+    """Return a device deployment within the scope, or None."""
+    if scope is None:
+        return session.get(DeploymentRow, deployment)
+    found: DeploymentRow | None = session.scalar(
+        deployments(None, scope).where(col(DeploymentRow.id) == deployment)
+    )
+    return found
+
+
+def outside(session: Session, rollout: str, scope: Scope) -> int:
+    """Return how many devices of a rollout are outside of a scope."""
+    if scope is None:
+        return 0
+    query = select(func.count(func.distinct(DeploymentRow.device))).where(
+        col(DeploymentRow.rollout) == rollout, col(DeploymentRow.device).not_in(ids(scope))
+    )
+    return session.scalar(query) or 0
 
 
 def waves(session: Session, rollout: str) -> Sequence[WaveRow]:
@@ -76,9 +99,11 @@ def waves(session: Session, rollout: str) -> Sequence[WaveRow]:
     return session.scalars(query.order_by(col(WaveRow.position))).all()
 
 
-def members(session: Session, rollout: str, kind: str = FORWARD) -> Sequence[DeploymentRow]:
-    """Return the device deployments of a rollout of one kind, by device."""
-    query = select(DeploymentRow).where(
+def members(
+    session: Session, rollout: str, kind: str = FORWARD, scope: Scope = None
+) -> Sequence[DeploymentRow]:
+    """Return the device deployments of a rollout of one kind within a scope, by device."""
+    query = deployments(None, scope).where(
         col(DeploymentRow.rollout) == rollout, col(DeploymentRow.kind) == kind
     )
     return session.scalars(query.order_by(col(DeploymentRow.device))).all()
@@ -89,11 +114,15 @@ def reverting(session: Session, rollout: str) -> Sequence[DeploymentRow]:
     return members(session, rollout, ROLLBACK)
 
 
-def counts(session: Session, rollout: str) -> Mapping[int, Mapping[str, int]]:
-    """Return how many devices of each wave are in each state."""
+def counts(session: Session, rollout: str, scope: Scope = None) -> Mapping[int, Mapping[str, int]]:
+    """Return how many devices of each wave, within a scope, are in each state."""
     query = (
         select(DeploymentRow.wave, DeploymentRow.state, func.count())  # type: ignore[call-overload]  # SQLModel types a column as its value
-        .where(col(DeploymentRow.rollout) == rollout, col(DeploymentRow.kind) == FORWARD)
+        .where(
+            col(DeploymentRow.rollout) == rollout,
+            col(DeploymentRow.kind) == FORWARD,
+            *among(DeploymentRow.device, scope),
+        )
         .group_by(DeploymentRow.wave, DeploymentRow.state)
     )
     found: dict[int, dict[str, int]] = defaultdict(dict)
@@ -102,10 +131,12 @@ def counts(session: Session, rollout: str) -> Mapping[int, Mapping[str, int]]:
     return found
 
 
-def wave_devices(session: Session, rollout: str) -> Mapping[int, Sequence[str]]:
-    """Return the device ids of each wave."""
+def wave_devices(
+    session: Session, rollout: str, scope: Scope = None
+) -> Mapping[int, Sequence[str]]:
+    """Return the device ids of each wave, within a scope."""
     found: dict[int, list[str]] = defaultdict(list)
-    for row in members(session, rollout):
+    for row in members(session, rollout, scope=scope):
         found[row.wave].append(row.device)
     return found
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from sqlmodel import Session
 
+from edgefleet_cloud.auth.caller import Scope
 from edgefleet_cloud.database import after_commit, reason_of
-from edgefleet_cloud.errors import NotFoundError
+from edgefleet_cloud.errors import ForbiddenError, NotFoundError
 from edgefleet_cloud.filters import parse
 from edgefleet_cloud.paging import PageQuery, paginate
 from edgefleet_cloud.ports import Clock
@@ -64,22 +65,26 @@ class Rollouts:
         self._wake = wake
         self.clock = clock
 
-    def plan(self, session: Session, wish: NewRollout) -> Plan:
+    def plan(self, session: Session, wish: NewRollout, scope: Scope = None) -> Plan:
         """Return what a rollout would do.
 
         Raises:
             InvalidInputError: It cannot be made; see `Planner.plan`.
         """
-        return self._planner.plan(session, wish, new_id())
+        return self._planner.plan(session, wish, new_id(), scope)
 
-    def create(self, session: Session, wish: NewRollout, actor: str) -> RolloutRow:
+    def create(
+        self, session: Session, wish: NewRollout, actor: str, scope: Scope = None
+    ) -> RolloutRow:
         """Make a rollout, its waves frozen, and start it unless the wish says otherwise.
+
+        No device outside of the scope is in a wave.
 
         Raises:
             InvalidInputError: It cannot be made; see `Planner.plan`.
         """
         rollout = new_id()
-        plan = self._planner.plan(session, wish, rollout)
+        plan = self._planner.plan(session, wish, rollout, scope)
         release, policy = plan.release, policy_json(wish.policy)
         row = RolloutRow(
             id=rollout,
@@ -191,26 +196,42 @@ class Rollouts:
             )
             self._slots.offer(session, back, actor)
 
-    def get(self, session: Session, rollout: str) -> RolloutRow:
-        """Return a rollout.
+    def get(self, session: Session, rollout: str, scope: Scope = None) -> RolloutRow:
+        """Return a rollout that has a device within the scope.
 
         Raises:
-            NotFoundError: There is none of this id.
+            NotFoundError: There is none of this id, or none that the scope may see.
         """
-        row = repository.find(session, rollout)
+        row = repository.find(session, rollout, scope)
         if row is None:
             raise NotFoundError(
                 f"There is no rollout {rollout[:80]!r}.", hint="GET /v1/rollouts lists them."
             )
         return row
 
-    def deployment(self, session: Session, deployment: str) -> DeploymentRow:
+    def held(self, session: Session, rollout: str, scope: Scope) -> RolloutRow:
+        """Return a rollout that the holder of a scope may steer: all its devices are within.
+
+        Raises:
+            NotFoundError: There is none of this id, or none that the scope may see.
+            ForbiddenError: Some of its devices are outside (code `outside_scope`).
+        """
+        row = self.get(session, rollout, scope)
+        if count := repository.outside(session, rollout, scope):
+            raise ForbiddenError(
+                f"{count} devices of this rollout are outside of your scope.",
+                code="outside_scope",
+                hint="Somebody whose scope holds all of them may steer it.",
+            )
+        return row
+
+    def deployment(self, session: Session, deployment: str, scope: Scope = None) -> DeploymentRow:
         """Return a device deployment.
 
         Raises:
-            NotFoundError: There is none of this id.
+            NotFoundError: There is none of this id within the scope.
         """
-        row = repository.find_deployment(session, deployment)
+        row = repository.find_deployment(session, deployment, scope)
         if row is None:
             raise NotFoundError(
                 f"There is no device deployment {deployment[:80]!r}.",
@@ -218,8 +239,10 @@ class Rollouts:
             )
         return row
 
-    def page(self, session: Session, query: PageQuery) -> tuple[Sequence[RolloutRow], str]:
-        """Return one page of rollouts and the token of the next.
+    def page(
+        self, session: Session, query: PageQuery, scope: Scope = None
+    ) -> tuple[Sequence[RolloutRow], str]:
+        """Return one page of the rollouts that touch a scope, and the token of the next.
 
         Raises:
             InvalidInputError: A bad filter, order or token.
@@ -228,23 +251,25 @@ class Rollouts:
         sortable = {"created": RolloutRow.created, "id": RolloutRow.id}
         return paginate(
             session,
-            repository.rollouts(node),
+            repository.rollouts(node, scope),
             query,
             sortable,
             RolloutRow.id,
         )
 
     def page_of_deployments(
-        self, session: Session, query: PageQuery, rollout: str = ""
+        self, session: Session, query: PageQuery, rollout: str = "", scope: Scope = None
     ) -> tuple[Sequence[DeploymentRow], str]:
-        """Return one page of device deployments; of one rollout's waves if it is named.
+        """Return one page of a scope's device deployments; of one rollout's waves if it is named.
 
         Raises:
             InvalidInputError: A bad filter, order or token.
         """
         node = parse(query.filter, repository.DEPLOYMENTS) if query.filter else None
         statement = (
-            repository.of_rollout(node, rollout) if rollout else repository.deployments(node)
+            repository.of_rollout(node, rollout, scope)
+            if rollout
+            else repository.deployments(node, scope)
         )
         sortable = {
             "created": DeploymentRow.created,
