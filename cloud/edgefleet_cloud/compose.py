@@ -13,6 +13,7 @@ from sqlmodel import Session
 
 from edgefleet_cloud import migrations
 from edgefleet_cloud.app import create_app
+from edgefleet_cloud.audit.configuration import tell_start
 from edgefleet_cloud.auth.devices import DeviceAccess
 from edgefleet_cloud.auth.gate import Gate
 from edgefleet_cloud.auth.service import TokenService
@@ -85,10 +86,12 @@ def compose(config: Config) -> Program:
     events = EventLog(feed, visible=events_within)
     tokens = TokenService(system_clock, events)
     with database.write() as session:
+        tell_start(session, events, config)
         tokens.import_file(session, Path(config.admin_token_file))
     trust = Trust(MetadataFolder(config.metadata), KeyFolder(config.keys), events, system_clock)
     blobs = DiskBlobs(config.data / "blobs")
-    uploads = Uploads(blobs, config.data / "uploads", config.limits.upload_max_bytes, system_clock)
+    limit = config.limits.upload_max_bytes
+    uploads = Uploads(blobs, config.data / "uploads", limit, events, system_clock)
     models = ModelService(blobs, trust, events, system_clock)
     access = DeviceAccess(config.fleet, origin(config.api_url), DeviceKeys(database), system_clock)
     with database.write() as session:

@@ -17,6 +17,8 @@ from edgefleet_cloud.blobs import ranges
 from edgefleet_cloud.blobs.disk import DiskBlobs
 from edgefleet_cloud.blobs.service import Uploads
 from edgefleet_cloud.errors import RangeError, UnauthenticatedError
+from edgefleet_cloud.events.feed import EventFeed
+from edgefleet_cloud.events.service import EventLog
 from edgefleet_cloud.ports import system_clock
 from edgefleet_shared import access
 from edgefleet_shared.identifiers import sha256_digest
@@ -272,9 +274,12 @@ def test_old_uploads_are_purged(database, tmp_path):
     """An upload that nobody continued for a week is forgotten, a younger one is not."""
     now = system_clock()
     clock = iter([now - timedelta(days=8), now, now])
-    uploads = Uploads(DiskBlobs(tmp_path / "b"), tmp_path / "u", 10**6, lambda: next(clock))
+    log = EventLog(EventFeed())
+    uploads = Uploads(DiskBlobs(tmp_path / "b"), tmp_path / "u", 10**6, log, lambda: next(clock))
     with database.write() as session:
-        old, young = (uploads.begin(session, sha256_digest(d), 1) for d in (b"a", b"b"))
+        old, young = (
+            uploads.begin(session, sha256_digest(d), 1, "token/admin") for d in (b"a", b"b")
+        )
     with database.write() as session:
         assert uploads.purge(session) == 1
     assert [path.name for path in (tmp_path / "u").iterdir()] == [young.id]

@@ -87,7 +87,7 @@ def test_the_server_makes_its_next_keys(cloud):
     assert [key["active"] for key in listed if key["role"] == "director"] == [False, True]
     assert made.json() in listed
     assert "PRIVATE" not in made.text
-    event = cloud.client.get("/v1/events").json()["items"][0]
+    event = cloud.client.get("/v1/events?order_by=id desc").json()["items"][0]
     assert (event["type"], event["after"]["keyid"]) == ("trust.key_made", made.json()["keyid"])
     refused(cloud.client.post("/v1/trust/keys", json={"role": "root"}), 422, "invalid_role")
     for _ in range(MAX_FILES - 2):

@@ -167,9 +167,10 @@ class TokenService:
         """
         row = self.get(session, name)
         if not row.revoked:
+            before = describe_token(row)
             row.revoked = format_time(self._clock())
             session.add(row)
-            self._tell(session, row, "revoked", f"Token {name} was revoked.", actor)
+            self._tell(session, row, "revoked", f"Token {name} was revoked.", actor, before)
         return row
 
     def every(self, session: Session) -> Sequence[TokenRow]:
@@ -201,15 +202,25 @@ class TokenService:
             )
         if repository.by_hash(session, _hash(token)):
             return
+        before = None
         if (row := repository.by_name(session, ADMIN)) is not None:
+            before = describe_token(row)
             session.delete(row)
             session.flush()
         now = format_time(self._clock())
         row = TokenRow(name=ADMIN, hash=_hash(token), role=Role.ADMIN, created=now)
         session.add(row)
-        self._tell(session, row, "created", "The admin's token was read from its file.", "")
+        self._tell(session, row, "created", "The admin's token was read from its file.", "", before)
 
-    def _tell(self, session: Session, row: TokenRow, what: str, message: str, actor: str) -> None:
+    def _tell(
+        self,
+        session: Session,
+        row: TokenRow,
+        what: str,
+        message: str,
+        actor: str,
+        before: dict[str, str] | None = None,
+    ) -> None:
         self._events.record(
             session,
             type=f"token.{what}",
@@ -218,7 +229,14 @@ class TokenService:
             message=message,
             actor=actor,
             data={"role": row.role, "scope": row.scope, "expires": row.expires},
+            before=before,
+            after=describe_token(row),
         )
+
+
+def describe_token(row: TokenRow) -> dict[str, str]:
+    """Return what events say of a token: never its hash."""
+    return row.model_dump(include={"role", "scope", "maker", "created", "expires", "revoked"})
 
 
 def _check_life(life: timedelta | None, *, for_ever: bool) -> None:

@@ -16,7 +16,7 @@ from edgefleet_cloud.blobs import ranges
 from edgefleet_cloud.blobs.service import COMPLETE, Progress, Uploads
 from edgefleet_cloud.errors import ConflictError
 from edgefleet_cloud.ports import Blobs
-from edgefleet_cloud.web import Db, RequestDatabase, part
+from edgefleet_cloud.web import Actor, Db, RequestDatabase, part
 from edgefleet_shared.errors import InvalidInputError
 
 router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
@@ -69,10 +69,12 @@ class Upload(BaseModel):
     summary="Begin an upload, or find the open one",
     dependencies=[allow("uploads.write")],
 )
-def begin_upload(body: UploadIn, response: Response, service: Service, db: Db) -> Upload:
+def begin_upload(
+    body: UploadIn, response: Response, service: Service, db: Db, actor: Actor
+) -> Upload:
     """Answer 200 and `complete` if the blob is stored already."""
     with db.write() as session:
-        progress = service.begin(session, body.digest, body.size)
+        progress = service.begin(session, body.digest, body.size, actor)
     if progress.state == COMPLETE:
         response.status_code = 200
     return _show(progress)
@@ -96,6 +98,7 @@ async def send_bytes(
     request: Request,
     service: Service,
     db: Db,
+    actor: Actor,
     upload_offset: Annotated[int, Header(ge=0, description="Where these bytes begin.")],
 ) -> Upload:
     """Append the body; with the last byte the digest is checked.
@@ -108,7 +111,7 @@ async def send_bytes(
     progress = await _receive(request, service, progress, upload_offset)
     if progress.offset < progress.size:
         return _show(progress)
-    return await run_in_threadpool(_finish, service, db, progress)
+    return await run_in_threadpool(_finish, service, db, progress, actor)
 
 
 async def _receive(request: Request, service: Uploads, progress: Progress, offset: int) -> Progress:
@@ -133,12 +136,12 @@ def _find(service: Uploads, db: RequestDatabase, upload_id: str) -> Progress:
         return service.get(session, upload_id)
 
 
-def _finish(service: Uploads, db: RequestDatabase, progress: Progress) -> Upload:
+def _finish(service: Uploads, db: RequestDatabase, progress: Progress, actor: str) -> Upload:
     right = service.check(progress)
     with db.write() as session:
         if right:
-            return _show(service.finish(session, progress))
-        service.discard(session, progress.id)
+            return _show(service.finish(session, progress, actor))
+        service.discard(session, progress.id, actor)
     raise InvalidInputError(
         f"The bytes that came are not those of {progress.digest}; the upload is removed.",
         code="digest_mismatch",

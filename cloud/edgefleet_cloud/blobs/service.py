@@ -17,9 +17,10 @@ from edgefleet_cloud import durable
 from edgefleet_cloud.blobs import repository
 from edgefleet_cloud.blobs.tables import UploadRow
 from edgefleet_cloud.errors import ConflictError, NotFoundError, TooLargeError
-from edgefleet_cloud.ports import Blobs, Clock
+from edgefleet_cloud.ports import Blobs, Clock, EventSink
 from edgefleet_shared.errors import InvalidInputError, UnavailableError
 from edgefleet_shared.identifiers import check_digest, new_id
+from edgefleet_shared.steps import Step
 from edgefleet_shared.times import format_time
 
 OPEN, COMPLETE = "open", "complete"
@@ -56,19 +57,23 @@ class Uploads:
         blobs: Where finished ones go.
         folder: Where unfinished ones lie; on the blobs' file system.
         max_bytes: Largest blob taken.
+        events: Told of what begins, is stored or is given up.
         clock: Tells the time.
     """
 
-    def __init__(self, blobs: Blobs, folder: Path, max_bytes: int, clock: Clock) -> None:
+    def __init__(
+        self, blobs: Blobs, folder: Path, max_bytes: int, events: EventSink, clock: Clock
+    ) -> None:
         self.blobs = blobs
         self._folder = folder
         self._max_bytes = max_bytes
+        self._events = events
         self._clock = clock
         self._busy: set[str] = set()
         self._busy_turn = threading.Lock()
         durable.make_folder(folder)
 
-    def begin(self, session: Session, digest: str, size: int) -> Progress:
+    def begin(self, session: Session, digest: str, size: int, actor: str) -> Progress:
         """Begin an upload, or find the open one of the same digest and size.
 
         A blob that is stored already gives state `complete` at once, with id ''.
@@ -94,6 +99,7 @@ class Uploads:
             session.add(row)
             self._path(row.id).touch()
             durable.sync_folder(self._folder)
+            self._tell(session, row, "begun", actor, None, OPEN)
         return self._progress(row)
 
     def get(self, session: Session, upload_id: str) -> Progress:
@@ -137,7 +143,7 @@ class Uploads:
         with path.open("rb") as file:
             return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest() == progress.digest
 
-    def finish(self, session: Session, progress: Progress) -> Progress:
+    def finish(self, session: Session, progress: Progress, actor: str) -> Progress:
         """Make a blob of a checked upload.
 
         Raises:
@@ -149,12 +155,14 @@ class Uploads:
             self.blobs.put(path, row.digest)
         row.state = COMPLETE
         session.add(row)
+        self._tell(session, row, "stored", actor, OPEN, COMPLETE)
         return self._progress(row)
 
-    def discard(self, session: Session, upload_id: str) -> None:
+    def discard(self, session: Session, upload_id: str, actor: str) -> None:
         """Forget an upload; doing it again changes nothing."""
         if row := repository.get_upload(session, upload_id):
             session.delete(row)
+            self._tell(session, row, "discarded", actor, row.state, None)
         self._path(upload_id).unlink(missing_ok=True)
 
     def purge(self, session: Session) -> int:
@@ -163,8 +171,29 @@ class Uploads:
         with self._busy_turn:
             idle = [row.id for row in old if row.id not in self._busy]
         for upload_id in idle:
-            self.discard(session, upload_id)
+            self.discard(session, upload_id, "")
         return len(idle)
+
+    def _tell(
+        self,
+        session: Session,
+        row: UploadRow,
+        what: str,
+        actor: str,
+        before: str | None,
+        after: str | None,
+    ) -> None:
+        self._events.record(
+            session,
+            type=f"upload.{what}",
+            step=Step.ACCEPT,
+            subject=f"uploads/{row.id}",
+            message=f"The upload of {row.digest} is {what}.",
+            actor=actor,
+            data={"digest": row.digest, "size": row.size},
+            before={"state": before} if before else None,
+            after={"state": after} if after else None,
+        )
 
     def _find(self, session: Session, upload_id: str) -> UploadRow:
         row = repository.get_upload(session, upload_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from sqlmodel import Session
 
@@ -153,6 +154,7 @@ class Devices:
             ConflictError: The device is decommissioned.
         """
         refuse_decommissioned(row)
+        before = described(row)
         if labels is not None:
             row.labels = patch(row.labels, labels)
         if hardware is not None:
@@ -160,19 +162,30 @@ class Devices:
         check_stays(scope, row)
         row.revision += 1
         session.add(row)
-        self._tell(session, row, "changed", f"{row.id} is described anew.", actor)
+        self._tell(session, row, "changed", f"{row.id} is described anew.", actor, before)
         return row
 
     def decommission(self, session: Session, row: DeviceRow, actor: str) -> DeviceRow:
         """Take a device out for good: its key counts no more. Doing it again changes nothing."""
         if row.state != DECOMMISSIONED:
+            before = described(row)
             row.state, row.online = DECOMMISSIONED, False
             row.revision += 1
             session.add(row)
-            self._tell(session, row, "decommissioned", f"{row.id} is decommissioned.", actor)
+            self._tell(
+                session, row, "decommissioned", f"{row.id} is decommissioned.", actor, before
+            )
         return row
 
-    def _tell(self, session: Session, row: DeviceRow, what: str, message: str, actor: str) -> None:
+    def _tell(
+        self,
+        session: Session,
+        row: DeviceRow,
+        what: str,
+        message: str,
+        actor: str,
+        before: dict[str, Any] | None = None,
+    ) -> None:
         self._events.record(
             session,
             type=f"device.{what}",
@@ -181,7 +194,20 @@ class Devices:
             message=message,
             actor=actor,
             data={"labels": row.labels, "hardware": row.hardware},
+            before=before,
+            after=described(row),
         )
+
+
+def described(row: DeviceRow) -> dict[str, Any]:
+    """Return what events say of a device, before and after a change of it."""
+    return {
+        "state": row.state,
+        "labels": dict(row.labels),
+        "hardware": row.hardware,
+        "key": row.key,
+        "enrollment": row.enrollment,
+    }
 
 
 def refuse_decommissioned(row: DeviceRow) -> None:

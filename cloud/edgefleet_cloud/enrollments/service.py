@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlmodel import Session
 
@@ -12,6 +12,7 @@ from edgefleet_cloud.auth.caller import Scope
 from edgefleet_cloud.authority import requests
 from edgefleet_cloud.authority.service import Certificates
 from edgefleet_cloud.devices.service import Devices, refuse_decommissioned
+from edgefleet_cloud.devices.service import described as device_state
 from edgefleet_cloud.devices.tables import ENROLLED, DeviceRow
 from edgefleet_cloud.enrollments import repository, tickets
 from edgefleet_cloud.enrollments.tables import TicketRow
@@ -107,7 +108,8 @@ class Enrollments:
             )
         )
         message = f"A ticket for {row.id} was made, good until {ticket.not_after}."
-        self._tell(session, row, "device.ticket", message, actor)
+        after = {"device": row.id, "not_after": ticket.not_after, "used": None}
+        self._tell(session, row, "device.ticket", message, actor, after=after)
         return Issued(tickets.encode(ticket), ticket.not_after)
 
     def enroll(self, session: Session, text: str, request: str) -> Enrolled:
@@ -125,6 +127,7 @@ class Enrollments:
         ticket = tickets.decode(text)
         described = requests.describe(key)
         row, again = self._redeem(session, ticket, described.digest)
+        before = device_state(row)
         certificate = self._certificates.issue(session, row.id, key)
         if not again:
             # A new key starts a new life: what the old one numbered says nothing about it.
@@ -134,7 +137,8 @@ class Enrollments:
             row.reported_seq = 0
             session.add(row)
         message = f"{row.id} {'was answered again' if again else 'enrolled'}."
-        self._tell(session, row, "device.enrolled", message, f"devices/{row.id}")
+        after = device_state(row)
+        self._tell(session, row, "device.enrolled", message, f"devices/{row.id}", before, after)
         return Enrolled(
             self._fleet,
             row.id,
@@ -161,7 +165,16 @@ class Enrollments:
             raise _refused(f"The ticket was used at {found.used}.")
         return row, True
 
-    def _tell(self, session: Session, row: DeviceRow, kind: str, message: str, actor: str) -> None:
+    def _tell(
+        self,
+        session: Session,
+        row: DeviceRow,
+        kind: str,
+        message: str,
+        actor: str,
+        before: dict[str, Any] | None = None,
+        after: dict[str, Any] | None = None,
+    ) -> None:
         self._events.record(
             session,
             type=kind,
@@ -170,6 +183,8 @@ class Enrollments:
             message=message,
             actor=actor,
             data={"key": row.key},
+            before=before,
+            after=after,
         )
 
 

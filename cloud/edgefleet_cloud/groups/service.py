@@ -129,10 +129,13 @@ class Groups:
         """
         _check_own(row, scope)
         self.devices.selector(selector)
+        before = _described(row)
         row.selector, row.updated = selector, format_time(self._clock())
         row.revision += 1
         session.add(row)
-        self._tell(session, row, "changed", f"Group {row.name} now means {selector}.", actor)
+        self._tell(
+            session, row, "changed", f"Group {row.name} now means {selector}.", actor, before
+        )
         return row
 
     def delete(self, session: Session, row: GroupRow, actor: str, scope: Scope = None) -> None:
@@ -143,9 +146,17 @@ class Groups:
         """
         _check_own(row, scope)
         session.delete(row)
-        self._tell(session, row, "deleted", f"Group {row.name} is deleted.", actor)
+        self._tell(session, row, "deleted", f"Group {row.name} is deleted.", actor, _described(row))
 
-    def _tell(self, session: Session, row: GroupRow, what: str, message: str, actor: str) -> None:
+    def _tell(
+        self,
+        session: Session,
+        row: GroupRow,
+        what: str,
+        message: str,
+        actor: str,
+        before: dict[str, str] | None = None,
+    ) -> None:
         self._events.record(
             session,
             type=f"group.{what}",
@@ -154,6 +165,8 @@ class Groups:
             message=message,
             actor=actor,
             data={"selector": row.selector},
+            before=before,
+            after=None if what == "deleted" else _described(row),
         )
 
 
@@ -174,3 +187,7 @@ def _check_own(row: GroupRow, scope: Scope) -> None:
             code="outside_scope",
             hint="Make a group of your own, under another name.",
         )
+
+
+def _described(row: GroupRow) -> dict[str, str]:
+    return {"selector": row.selector, "scope": row.scope}

@@ -63,7 +63,14 @@ class ModelService:
         )
         session.add(row)
         session.flush()
-        self._tell(session, "model.created", f"models/{name}", f"Model {name} was created.", actor)
+        self._tell(
+            session,
+            "model.created",
+            f"models/{name}",
+            f"Model {name} was created.",
+            actor,
+            after={"description": description, "labels": dict(labels)},
+        )
         return row
 
     def get(self, session: Session, name: str) -> ModelRow:
@@ -206,6 +213,9 @@ class ModelService:
             f"{name} {version} was accepted.",
             actor,
             {"manifest": digest, "release_counter": manifest.release_counter},
+            after=row.model_dump(
+                include={"manifest", "size", "release_counter", "security_floor", "state"}
+            ),
         )
         return row
 
@@ -217,6 +227,7 @@ class ModelService:
         message: str,
         actor: str,
         data: Mapping[str, object] | None = None,
+        after: Mapping[str, object] | None = None,
     ) -> None:
         self._events.record(
             session,
@@ -226,6 +237,7 @@ class ModelService:
             message=message,
             actor=actor,
             data=data,
+            after=after,
         )
 
 

@@ -119,6 +119,8 @@ class Ingest:
                 message=f"{row.id} is {word}.",
                 actor=f"devices/{row.id}",
                 data={"boot": presence.boot, "agent": presence.agent},
+                before={"online": not presence.online},
+                after={"online": presence.online},
             )
 
     def _store_reported(self, session: Session, row: DeviceRow, reported: Reported) -> None:

@@ -167,6 +167,7 @@ class Announcer:
         content: str,
         now: datetime,
     ) -> AnnouncementRow:
+        before = {"counter": device.counter}
         device.counter += 1
         issued, expires = format_time(now), format_time(now + self._settings.life)
         envelope = self._director.sign(
@@ -199,6 +200,15 @@ class Announcer:
             subject=f"devices/{device.id}",
             message=f"Assignment {device.counter} for {device.id}: {wanted}.",
             data={"counter": device.counter, "expires": expires},
+            before=before,
+            after={
+                "counter": device.counter,
+                "expires": expires,
+                "slots": {
+                    name: {"mode": s.mode, "version": s.version, "manifest": s.manifest}
+                    for name, s in slots.items()
+                },
+            },
         )
         return row
 

@@ -104,6 +104,7 @@ class Driver:
         old, reason = row.state, reason or reason_of(session)
         state = advance(ROLLOUT, RolloutState(old), event)
         now = format_time(self._clock())
+        before = _described(row)
         row.state, row.pause_code = state.value, pause_code
         row.reason = reason or row.reason
         row.revision += 1
@@ -130,6 +131,26 @@ class Driver:
                     str(wave): dict(states)
                     for wave, states in repository.counts(session, row.id).items()
                 },
+            },
+            reason=reason,
+            before=before,
+            after=_described(row),
+        )
+
+    def tell_created(self, session: Session, row: RolloutRow, waves: Mapping[str, int]) -> None:
+        """Tell of a new rollout; `waves` has the number of devices by the wave's name, in order."""
+        self._events.record(
+            session,
+            type="rollout.created",
+            step=Step.TARGET,
+            subject=f"rollouts/{row.id}",
+            message=f"Rollout of {row.model} {row.version} to {sum(waves.values())} devices.",
+            actor=row.actor,
+            reason=row.reason,
+            after={
+                **_described(row),
+                **row.model_dump(include={"manifest", "gate", "policy", "selection"}),
+                "waves": [{"name": name, "devices": count} for name, count in waves.items()],
             },
         )
 
@@ -223,7 +244,7 @@ class Driver:
         action: ReleaseWave | BakeWave | PassWave | FailWave | SkipWave,
         now: datetime,
     ) -> None:
-        old, reason = wave.state, ""
+        before, reason = describe_wave(wave), ""
         match action:
             case ReleaseWave():
                 wave.state, wave.released = WaveState.RELEASING.value, format_time(now)
@@ -236,6 +257,18 @@ class Driver:
             case SkipWave():
                 wave.state = WaveState.SKIPPED.value
         wave.reason = reason
+        self.tell_wave(session, row, wave, before)
+
+    def tell_wave(
+        self,
+        session: Session,
+        row: RolloutRow,
+        wave: WaveRow,
+        before: Mapping[str, object],
+        actor: str = "",
+    ) -> None:
+        """Keep a wave's new state, and tell of it."""
+        reason = wave.reason
         session.add(wave)
         word = "released" if wave.state == WaveState.RELEASING.value else wave.state
         said = f"Wave {wave.name!r} of {row.model} {row.version} {word}"
@@ -245,16 +278,29 @@ class Driver:
             step=Step.TARGET,
             subject=f"rollouts/{row.id}",
             message=f"{said}: {reason}" if reason else f"{said}.",
+            actor=actor,
+            reason=reason,
+            before=before,
+            after=describe_wave(wave),
             data={
                 "wave": wave.name,
                 "index": wave.position,
-                "old": old,
+                "old": before["state"],
                 "new": wave.state,
                 "reason": reason,
                 "gate": wave.gate,
                 "counts": dict(repository.counts(session, row.id).get(wave.position, {})),
             },
         )
+
+
+def _described(row: RolloutRow) -> dict[str, object]:
+    return {"state": row.state, "reason": row.reason, "pause_code": row.pause_code}
+
+
+def describe_wave(wave: WaveRow) -> dict[str, object]:
+    """Return what events say of a wave, before and after a change of it."""
+    return wave.model_dump(include={"state", "reason", "acknowledged", "waived"})
 
 
 def _device(row: DeploymentRow, reachable: frozenset[str]) -> DeviceView:

@@ -14,7 +14,7 @@ from edgefleet_cloud.paging import PageQuery, paginate
 from edgefleet_cloud.ports import Clock
 from edgefleet_cloud.rollouts import repository
 from edgefleet_cloud.rollouts.decide import WITHDRAWABLE, failures, silent
-from edgefleet_cloud.rollouts.driver import Driver
+from edgefleet_cloud.rollouts.driver import Driver, describe_wave
 from edgefleet_cloud.rollouts.planning import Plan, Planner
 from edgefleet_cloud.rollouts.schemas import NewRollout, policy_json
 from edgefleet_cloud.rollouts.slots import Goal, Slots
@@ -117,6 +117,8 @@ class Rollouts:
             for device in plan.members[position]:
                 session.add(self._slots.new(device, FORWARD, goal, rollout=rollout, wave=position))
         session.flush()
+        sizes = {w.name: len(plan.members[n]) for n, w in enumerate(wish.waves)}
+        self._driver.tell_created(session, row, sizes)
         if wish.start:
             self.start(session, row, wish.reason, actor)
         return row
@@ -160,6 +162,7 @@ class Rollouts:
         self._change(session, row, RolloutEvent.RESUME, reason, actor)
         now = format_time(self.clock())
         for wave, seen in zip(repository.waves(session, row.id), view.waves, strict=True):
+            before = describe_wave(wave)
             wave.acknowledged = max(wave.acknowledged, failures(seen))
             if wave.state == WaveState.FAILED.value:
                 wave.state, wave.reason = WaveState.RELEASING.value, ""
@@ -167,6 +170,8 @@ class Rollouts:
                 wave.released = now
                 wave.waived = wave.waived or code == "gate_inconclusive"
             session.add(wave)
+            if describe_wave(wave) != before:
+                self._driver.tell_wave(session, row, wave, before, actor)
 
     def stop(self, session: Session, row: RolloutRow, reason: str, actor: str) -> None:
         """End it: what was not swapped is withdrawn, what serves goes on serving.

@@ -193,6 +193,7 @@ class Slots:
     ) -> None:
         """Write a deployment's new state and the event that tells of it."""
         old = row.state
+        before = _described(row)
         row.state, row.updated = state.value, format_time(self._clock())
         if reason:
             row.reason = reason
@@ -217,11 +218,18 @@ class Slots:
                 "digest": row.manifest,
                 "version": row.version,
             },
+            reason=reason,
+            before=before,
+            after={**_described(row), "detail": row.detail, "verdict": row.verdict},
         )
 
     def _is_desired(self, session: Session, row: DeploymentRow) -> bool:
         slot = repository.desired_slot(session, row.device, row.model)
         return slot is not None and slot.deployment == row.id
+
+
+def _described(row: DeploymentRow) -> dict[str, Any]:
+    return {"state": row.state, "reason": row.reason}
 
 
 def _settled(current: DeploymentRow | None) -> dict[str, Any] | None:
