@@ -10,11 +10,14 @@ from datetime import datetime
 from pathlib import Path
 
 from tuf.api import exceptions
-from tuf.api.metadata import Root, Targets
+from tuf.api.metadata import Root, Signed, Targets
 from tuf.ngclient import Updater, UpdaterConfig
+from tuf.ngclient._internal.trusted_metadata_set import TrustedMetadataSet
 from tuf.ngclient.fetcher import FetcherInterface
 
 from edgefleet_agent import durable
+from edgefleet_shared.distinct import check_distinct_keys
+from edgefleet_shared.errors import TrustError
 
 HISTORY = "root_history"
 MAX_ROOTS = 1024
@@ -30,6 +33,17 @@ LIMITS = UpdaterConfig(
     snapshot_max_length=1024 * 1024,
     targets_max_length=1024 * 1024,
 )
+
+
+class _TrustedSet(TrustedMetadataSet):
+    """Takes no role into what is trusted whose thresholds one key could meet alone."""
+
+    def _add(self, role: str, signed: Signed, delegator: str) -> None:
+        try:
+            check_distinct_keys(signed)
+        except TrustError as error:
+            raise exceptions.RepositoryError(str(error)) from error
+        super()._add(role, signed, delegator)
 
 
 class DurableUpdater(Updater):
@@ -55,6 +69,7 @@ class DurableUpdater(Updater):
         for part in (folder, folder / HISTORY):
             durable.sweep(part)
         super().__init__(str(folder), base_url, fetcher=fetcher, config=LIMITS, bootstrap=root)
+        self._trusted_set = _TrustedSet(root, LIMITS.envelope_type)
         # Private in python-tuf 7. A python-tuf that keeps its time elsewhere must not run
         # unnoticed on the device's clock, which may be behind the floor.
         if not isinstance(getattr(self._trusted_set, "reference_time", None), datetime):

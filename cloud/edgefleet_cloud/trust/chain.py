@@ -10,6 +10,7 @@ from urllib.parse import quote, unquote
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Delegations, Metadata, Root, Snapshot, Targets, Timestamp
 
+from edgefleet_shared.distinct import check_distinct_keys
 from edgefleet_shared.errors import TrustError
 from edgefleet_shared.identifiers import NAME
 from edgefleet_shared.package import publisher_role
@@ -61,7 +62,8 @@ def parse(data: bytes, kind: str, version: int | None, what: str) -> Metadata[An
         what: The file's name, for the message.
 
     Raises:
-        TrustError: It is not that (code `malformed_metadata`).
+        TrustError: It is not that (code `malformed_metadata`), or one key could meet a threshold
+            alone (`duplicate_key`).
     """
     try:
         metadata: Metadata[Any] = Metadata.from_bytes(data)
@@ -76,6 +78,7 @@ def parse(data: bytes, kind: str, version: int | None, what: str) -> Metadata[An
             f"{what} holds version {metadata.signed.version}, not {version}.",
             code="metadata_version",
         )
+    check_distinct_keys(metadata.signed)
     return metadata
 
 
