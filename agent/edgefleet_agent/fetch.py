@@ -6,21 +6,23 @@ import hashlib
 import os
 import random
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Self
+from urllib.parse import urljoin, urlsplit
 
 import urllib3
 
 from edgefleet_agent.config import Store as StoreConfig
 from edgefleet_agent.errors import FetchError, StoreFullError
 from edgefleet_agent.store import Store
+from edgefleet_agent.watchdog import POOLS, Watchdog
 from edgefleet_shared.errors import EdgeFleetError
 
 CHUNK = 64 * 1024
 BACKOFF_MIN_S = 0.5
 BACKOFF_MAX_S = 60.0
+REDIRECTS = 3
 
 Progress = Callable[[int], None]
 """Called with the bytes of this blob that have arrived."""
@@ -48,6 +50,7 @@ class Fetcher:
         self._pool = urllib3.PoolManager(
             maxsize=1, timeout=urllib3.Timeout(connect=10.0, read=config.fetch_stall_s)
         )
+        self._pool.pool_classes_by_scheme = POOLS
 
     def fetch(
         self, base: str, digest: str, size: int, stop: threading.Event, progress: Progress
@@ -111,34 +114,42 @@ class Fetcher:
     def _receive(
         self, url: str, partial: _Partial, stop: threading.Event, progress: Progress
     ) -> None:
-        rate = _Rate(self._config.fetch_min_bytes_per_s, self._config.fetch_stall_s)
+        config = self._config
+        watchdog = Watchdog(config.fetch_min_bytes_per_s, config.fetch_stall_s, stop)
         try:
-            response = self._open(url, partial)
-            try:
-                while not stop.is_set() and (chunk := response.read1(CHUNK)):
-                    partial.append(chunk)
-                    progress(partial.length)
-                    rate.add(len(chunk))
-            finally:
-                response.close()
+            with watchdog:
+                self._read(self._open(url, partial), partial, watchdog, stop, progress)
         except (urllib3.exceptions.HTTPError, ValueError) as error:
-            raise FetchError(f"{url} could not be read: {error}.") from error
+            if not watchdog.slow:
+                raise FetchError(f"{url} could not be read: {error}.") from error
+        if watchdog.slow:
+            raise FetchError(
+                f"{url} sent under {config.fetch_min_bytes_per_s} bytes a second.", code="too_slow"
+            )
         if partial.length < partial.size and not stop.is_set():
             raise FetchError(f"{url} ended after {partial.length} of {partial.size} bytes.")
+
+    def _read(
+        self,
+        response: urllib3.BaseHTTPResponse,
+        partial: _Partial,
+        watchdog: Watchdog,
+        stop: threading.Event,
+        progress: Progress,
+    ) -> None:
+        """Append the body as it was sent: a blob is bytes, and decoding is where bombs go off."""
+        try:
+            while not stop.is_set() and (chunk := response.read1(CHUNK, decode_content=False)):
+                partial.append(chunk)
+                progress(partial.length)
+                watchdog.add(len(chunk))
+        finally:
+            response.close()
 
     def _open(self, url: str, partial: _Partial) -> urllib3.BaseHTTPResponse:
         """Ask for what is missing; on any answer but a matching 206, begin again from zero."""
         offset = partial.length
-        headers = {"Authorization": self._authorization(url), "Accept-Encoding": "identity"}
-        if offset:
-            headers["Range"] = f"bytes={offset}-"
-        response = self._pool.request(
-            "GET",
-            url,
-            headers=headers,
-            preload_content=False,
-            retries=urllib3.Retry(0, redirect=3, raise_on_status=False),
-        )
+        response = self._ask(url, offset)
         if response.status == 206:
             if response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
                 return response
@@ -149,6 +160,29 @@ class Fetcher:
         if response.status in {206, 416}:
             partial.restart()  # the next attempt begins anew
         raise FetchError(f"{url} answered {response.status}.", code=f"http_{response.status}")
+
+    def _ask(self, url: str, offset: int) -> urllib3.BaseHTTPResponse:
+        """Send the request, and again where it is redirected; no body but the last one is read."""
+        headers = {"Authorization": self._authorization(url), "Accept-Encoding": "identity"}
+        if offset:
+            headers["Range"] = f"bytes={offset}-"
+        for _ in range(REDIRECTS):
+            response = self._pool.request(
+                "GET",
+                url,
+                headers=headers,
+                preload_content=False,
+                redirect=False,
+                retries=urllib3.Retry(0, raise_on_status=False),
+            )
+            location = response.get_redirect_location()
+            if not location:
+                return response
+            response.close()
+            before, url = url, urljoin(url, location)
+            if urlsplit(before)[:2] != urlsplit(url)[:2]:
+                headers.pop("Authorization", None)  # it says who we are to one host alone
+        raise FetchError(f"{url} is one redirect too many.")
 
 
 class _Partial:
@@ -192,24 +226,6 @@ class _Partial:
         os.lseek(self._fd, 0, os.SEEK_SET)
         self._hasher = hashlib.sha256()
         self.length = 0
-
-
-class _Rate:
-    """Raises when fewer than `floor` bytes a second came in a window of `window` seconds."""
-
-    def __init__(self, floor: int, window: float) -> None:
-        self._floor, self._window = floor, window
-        self._since, self._sum = time.monotonic(), 0
-
-    def add(self, count: int) -> None:
-        self._sum += count
-        if time.monotonic() - self._since < self._window:
-            return
-        if self._sum < self._floor * self._window:
-            raise FetchError(
-                f"The blob came at under {self._floor} bytes a second.", code="too_slow"
-            )
-        self._since, self._sum = time.monotonic(), 0
 
 
 def _length(path: Path) -> int:

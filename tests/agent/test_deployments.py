@@ -292,21 +292,6 @@ def test_a_flipped_bit_in_the_manifest_is_refused(world, agent):
     agent.reaches("succeeded")
 
 
-def test_a_flipped_bit_on_disk_is_noticed_before_the_next_load(world, agent):
-    """A blob that rots while the device is off is refetched from zero, and serves again."""
-    one = succeed(agent, world.publish("1.0.0"))
-    agent.stop()
-    blob = next(iter(agent.record().active.blobs))
-    path = agent.config.state / "store" / "blobs" / "sha256" / blob.removeprefix("sha256:")
-    path.chmod(0o644)
-    path.write_bytes(b"X" + path.read_bytes()[1:])
-    agent.new_gateway()
-    agent.start()
-    agent.event("blob_corrupt")
-    until(lambda: agent.gateway.routed("digits") == one.manifest)
-    assert path.read_bytes() == world.blobs[blob]
-
-
 def test_refusals_are_events_and_the_model_goes_on_serving(world, agent):
     """An assignment for another device: refused once, told once, reported, and nothing moves."""
     one = succeed(agent, world.publish("1.0.0"))

@@ -125,34 +125,6 @@ def test_a_flipped_bit_is_refused_and_fetched_from_zero(fetching):
     assert read(fetching.store) == BODY
 
 
-def test_a_server_that_does_not_stop_is_cut_at_the_signed_length(fetching):
-    """Not one byte more than was signed reaches the disk."""
-    fetching.server.extra = b"x" * 1_000_000
-    thread = threading.Thread(target=fetching.run)
-    thread.start()
-    until(lambda: fetching.errors)
-    assert fetching.errors[0].code == "too_long"
-    partial = fetching.store.partial(DIGEST)
-    assert not partial.exists() or partial.stat().st_size <= len(BODY)
-    fetching.server.extra = b""
-    thread.join(10)
-    assert read(fetching.store) == BODY
-
-
-def test_a_server_that_drips_is_left_and_resumed(store, server):
-    """Under the lowest rate the connection is given up; what came is kept."""
-    server.drip = 0.01
-    fetching = Fetching(store, server, fetch_min_bytes_per_s=10_000, fetch_stall_s=0.3)
-    thread = threading.Thread(target=fetching.run)
-    thread.start()
-    until(lambda: fetching.errors)
-    assert fetching.errors[0].code == "too_slow"
-    server.drip = 0
-    thread.join(10)
-    assert server.ranges[-1].startswith("bytes=")
-    assert read(store) == BODY
-
-
 def test_a_blob_that_is_not_there_is_asked_for_until_it_is(fetching):
     """404 is no end: the deployment is wanted, and the server may get the blob yet."""
     del fetching.server.blobs[DIGEST]
