@@ -52,7 +52,8 @@ def _serve(options: argparse.Namespace) -> None:
     logging.basicConfig(
         level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
-    logging.getLogger("alembic").setLevel("WARNING")
+    for loud in ("alembic", "tuf"):
+        logging.getLogger(loud).setLevel("WARNING")
     if options.ready_file:
         options.ready_file.unlink(missing_ok=True)  # a dead server's would mislead
     listener, settings = server.bind(settings)

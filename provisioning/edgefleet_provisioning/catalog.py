@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote, urlsplit
@@ -13,11 +14,15 @@ from tuf.ngclient import Updater
 from tuf.ngclient.fetcher import FetcherInterface
 
 from edgefleet_provisioning.api import Api
+from edgefleet_provisioning.ceremony import Present, read_present
 from edgefleet_provisioning.errors import NotFoundError
+from edgefleet_provisioning.repository import file_name
 from edgefleet_shared.errors import EdgeFleetError, InvalidInputError, TrustError
 from edgefleet_shared.package import publisher_role, target_path
+from edgefleet_shared.trust import SERVER_ROLES
 
 T = TypeVar("T")
+_LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class TopRoles(NamedTuple):
@@ -51,12 +56,14 @@ class Catalog:
         api: Where to ask.
         root: The first root: what is trusted before anything is asked.
         cache: Folder for verified metadata; it makes older metadata recognisable.
+        even_expired: Whether what has expired is taken too: by who is about to renew it.
 
     Raises:
         TrustError: What the server offers does not hold.
     """
 
-    def __init__(self, api: Api, root: bytes, cache: Path) -> None:
+    def __init__(self, api: Api, root: bytes, cache: Path, *, even_expired: bool = False) -> None:
+        self._root = root
         self._cache = cache
         try:
             cache.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -69,6 +76,9 @@ class Catalog:
                 str(cache), f"{api.server}/trust", fetcher=ApiFetcher(api), bootstrap=root
             )
         )
+        if even_expired:
+            # Private in python-tuf 7, guarded by a test. Versions still may not go back.
+            self._updater._trusted_set.reference_time = _LONG_AGO  # noqa: SLF001
         self._guard(self._updater.refresh)
 
     def top(self) -> TopRoles:
@@ -101,9 +111,27 @@ class Catalog:
         self.target(model, "0.0.0")  # loads and verifies the role, whatever it holds
         return self._read(role)
 
+    def present(self) -> Present:
+        """Return all that people signed, as it stands now, verified from the first root on."""
+        top = self.top()
+        files = {
+            file_name("root", version): self._bytes(f"root_history/{version}.root.json")
+            for version in range(1, top.root.signed.version + 1)
+        }
+        files[file_name("targets", top.targets.signed.version)] = self._bytes("targets.json")
+        delegations = top.targets.signed.delegations
+        for role in (delegations.roles or {}) if delegations else {}:
+            if role not in SERVER_ROLES:
+                signed = self.publisher(role.partition("/")[2]).signed
+                files[file_name(role, signed.version)] = self._bytes(f"{quote(role, '')}.json")
+        return read_present(files, self._root)
+
+    def _bytes(self, name: str) -> bytes:
+        return (self._cache / name).read_bytes()
+
     def _read(self, role: str) -> Metadata[Any]:
         """Return what the updater has verified and kept in this very run."""
-        return Metadata.from_bytes((self._cache / f"{quote(role, '')}.json").read_bytes())
+        return Metadata.from_bytes(self._bytes(f"{quote(role, '')}.json"))
 
     def _guard(self, action: Callable[[], T]) -> T:
         """Turn python-tuf's errors into ours."""

@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from edgefleet_provisioning import __version__, output
-from edgefleet_provisioning.commands import device, events, group, init, model, rollout, trust
+from edgefleet_provisioning.commands import device, events, group, init, keys, model, rollout, trust
 from edgefleet_provisioning.commands.session import JSON_MARK
 from edgefleet_provisioning.demo import command as demo
 from edgefleet_provisioning.errors import exit_code
@@ -61,6 +61,7 @@ def _program(
 
 
 app.command("init")(init.init)
+app.add_typer(keys.app, name="keys")
 app.add_typer(trust.app, name="trust")
 app.add_typer(model.app, name="model")
 app.add_typer(device.app, name="device")

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 import msgspec
-from securesystemslib.signer import CryptoSigner
 
-from edgefleet_provisioning import keys
 from edgefleet_shared import strict_json
 from edgefleet_shared.errors import InvalidInputError
 
@@ -70,25 +68,10 @@ class FleetFolder:
         path = self.path / "offline" / "metadata" / "1.root.json"
         return read(path, "trusted root", f"The trusted root {path} is missing.")
 
-    def key_names(self, role: str) -> list[str]:
-        """Return the names of the private keys at hand for a role, for example root-1."""
-        folder = self.path / "offline" / "keys"
-        return sorted(path.stem for path in folder.glob(f"{role}-*.pem"))
-
-    def key_ids(self) -> dict[str, str]:
-        """Return the names of the public keys at hand by their key ids.
-
-        Raises:
-            InvalidInputError: A `.pub.json` cannot be read.
-        """
-        found = {}
-        for path in sorted((self.path / "offline" / "keys").glob("*.pub.json")):
-            data = read(path, "public key", f"{path} is missing.")
-            fields = strict_json.decode(
-                data, dict[str, Any], max_bytes=MAX_BYTES, what=f"public key {path.name}"
-            )
-            found[str(fields.get("keyid"))] = path.name.removesuffix(".pub.json")
-        return found
+    @property
+    def keys(self) -> Path:
+        """Where the offline keys lie."""
+        return self.path / "offline" / "keys"
 
     def pem(self, name: str) -> bytes:
         """Return a private key as it is stored.
@@ -96,16 +79,8 @@ class FleetFolder:
         Raises:
             InvalidInputError: It is not here.
         """
-        path = self.path / "offline" / "keys" / f"{name}.pem"
+        path = self.keys / f"{name}.pem"
         return read(path, "key", f"The private key {path} is missing.")
-
-    def signer(self, name: str, passphrase: bytes | None) -> CryptoSigner:
-        """Return the signer of one offline key.
-
-        Raises:
-            InvalidInputError: The key is missing or the passphrase is.
-        """
-        return keys.decode_private(self.pem(name), passphrase, name)
 
     def client(self) -> ClientConfig:
         """Return the configuration of `edgefleet` itself; empty if there is none."""

@@ -14,6 +14,7 @@ from edgefleet_provisioning.keys import NamedKey
 from edgefleet_provisioning.settings import check_server
 from edgefleet_shared.errors import InvalidInputError
 from edgefleet_shared.identifiers import check_name
+from edgefleet_shared.package import publisher_role
 from edgefleet_shared.times import format_time
 
 MAX_KEYS = 16
@@ -32,6 +33,7 @@ class FleetPlan(NamedTuple):
     server: str
     listen: str
     passphrase: bytes | None
+    key_per_family: bool = False
 
 
 def check(plan: FleetPlan) -> None:
@@ -75,7 +77,7 @@ def files(plan: FleetPlan, now: datetime) -> dict[str, Content]:
     check(plan)
     root = _generate("root", plan.root_keys)
     targets = _generate("targets", plan.targets_keys)
-    publisher = keys.generate("publisher-1", "publisher")
+    publishers = _publishers(plan)
     online = {role: keys.generate(role, role) for role in ONLINE_ROLES}
     metadata = repository.initial(
         repository.RepositoryKeys(
@@ -83,21 +85,22 @@ def files(plan: FleetPlan, now: datetime) -> dict[str, Content]:
             plan.root_threshold,
             [key.signer for key in targets],
             plan.targets_threshold,
-            publisher.signer,
+            {family: key.signer for family, key in publishers.items() if family},
             online["snapshot"].signer,
             online["timestamp"].signer,
             online["director"].signer.public_key,
             online["audit"].signer.public_key,
         ),
-        plan.families,
         now,
     )
     token = secrets.token_urlsafe(32)
     found = {"fleet.json": Content(_fleet_json(plan, now))}
-    for key in (*root, *targets, publisher):
+    for key in dict.fromkeys([*root, *targets, *publishers.values()]):
         pem = keys.encode_private(key.signer, plan.passphrase)
         found[f"offline/keys/{key.name}.pem"] = Content(pem, PRIVATE)
-        found[f"offline/keys/{key.name}.pub.json"] = Content(keys.encode_public(key))
+        found[f"offline/keys/{key.name}.pub.json"] = Content(
+            keys.encode_public(key.signer.public_key, key.role)
+        )
     found["offline/metadata/1.root.json"] = Content(metadata["1.root.json"])
     found["offline/client.toml"] = Content(_client_toml(plan.server, token), PRIVATE)
     for role, key in online.items():
@@ -110,6 +113,17 @@ def files(plan: FleetPlan, now: datetime) -> dict[str, Content]:
     found["online/admin.token"] = Content(f"{token}\n".encode(), PRIVATE)
     found["online/cloud.toml"] = Content(_cloud_toml(plan))
     return found
+
+
+def _publishers(plan: FleetPlan) -> dict[str, NamedKey]:
+    """Return each family's publisher key; under '' the one that is shared, also by later ones."""
+    if plan.key_per_family:
+        return {
+            family: keys.generate(f"publisher-{family}-1", publisher_role(family))
+            for family in plan.families
+        }
+    shared = keys.generate("publisher-1", "publisher")
+    return dict.fromkeys(["", *plan.families], shared)
 
 
 def _generate(role: str, count: int) -> list[NamedKey]:

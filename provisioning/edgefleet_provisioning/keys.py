@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Callable
 from typing import NamedTuple
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -12,12 +14,21 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
-from securesystemslib.signer import CryptoSigner
+from securesystemslib.formats import encode_canonical
+from securesystemslib.signer import CryptoSigner, Key
 
-from edgefleet_shared.errors import InvalidInputError
+from edgefleet_shared.errors import InvalidInputError, TrustError
 
 MIN_PASSPHRASE = 12  # characters; PKCS#8 stretches a passphrase only 2048 times
 ENCRYPTED_MARK = b"ENCRYPTED PRIVATE KEY"
+DEFAULT_ALGORITHM = "ecdsa-p256"
+ALGORITHMS: dict[str, Callable[[], CryptoSigner]] = {
+    DEFAULT_ALGORITHM: CryptoSigner.generate_ecdsa,
+    "ed25519": CryptoSigner.generate_ed25519,
+    "ml-dsa-65": CryptoSigner.generate_mldsa,
+}
+ROOT_ONLY = "ml-dsa-65"
+"""Its keys and signatures are too long for what travels with every assignment."""
 
 
 class NamedKey(NamedTuple):
@@ -28,9 +39,25 @@ class NamedKey(NamedTuple):
     signer: CryptoSigner
 
 
-def generate(name: str, role: str) -> NamedKey:
-    """Return a new ECDSA P-256 key: the curve that every key store speaks."""
-    return NamedKey(name, role, CryptoSigner.generate_ecdsa())
+def generate(name: str, role: str, algorithm: str = DEFAULT_ALGORITHM) -> NamedKey:
+    """Return a new key; ECDSA P-256 is the curve that every key store speaks.
+
+    Raises:
+        InvalidInputError: An algorithm that is none, or not for this role (code `algorithm`).
+    """
+    if algorithm not in ALGORITHMS:
+        raise InvalidInputError(
+            f"{algorithm[:40]!r} is not an algorithm of a signing key.",
+            code="algorithm",
+            hint=f"Choose one of {', '.join(ALGORITHMS)}.",
+        )
+    if algorithm == ROOT_ONLY and role != "root":
+        raise InvalidInputError(
+            f"{ROOT_ONLY} is for root keys alone.",
+            code="algorithm",
+            hint="What other keys sign travels in every message, and its signatures are long.",
+        )
+    return NamedKey(name, role, ALGORITHMS[algorithm]())
 
 
 def check_passphrase(passphrase: bytes) -> bytes:
@@ -87,12 +114,36 @@ def decode_private(pem: bytes, passphrase: bytes | None, name: str) -> CryptoSig
         raise InvalidInputError(
             f"The key {name} cannot be used: {error}.",
             code="bad_key",
-            hint="Expected is an ECDSA or Ed25519 private key as PKCS#8 PEM.",
+            hint="Expected is an ECDSA, Ed25519 or ML-DSA private key as PKCS#8 PEM.",
         ) from error
 
 
-def encode_public(key: NamedKey) -> bytes:
-    """Return the public half as JSON: securesystemslib's key dict, `keyid` and `role`."""
-    public = key.signer.public_key
-    document = {**public.to_dict(), "keyid": public.keyid, "role": key.role}
+def encode_public(public: Key, role: str, uri: str = "") -> bytes:
+    """Return a public key as JSON: securesystemslib's key dict, `keyid` and `role`.
+
+    Args:
+        public: The key.
+        role: What it signs.
+        uri: Where its private half is, if not in a file beside this one.
+    """
+    document = {**public.to_dict(), "keyid": public.keyid, "role": role}
+    if uri:
+        document["uri"] = uri
     return json.dumps(document, indent=1, sort_keys=True).encode() + b"\n"
+
+
+def check_key_id(key: Key) -> Key:
+    """Return a key whose id is the digest of its content, so that no name can mean two keys.
+
+    Raises:
+        TrustError: It has another id (code `key_id`).
+    """
+    content = {"keytype": key.keytype, "scheme": key.scheme, "keyval": key.keyval}
+    due = hashlib.sha256(str(encode_canonical(content)).encode()).hexdigest()
+    if key.keyid != due:
+        raise TrustError(
+            f"The key {key.keyid[:80]!r} has another id than its content gives: {due}.",
+            code="key_id",
+            hint="Somebody may be passing off a key as another; sign nothing.",
+        )
+    return key

@@ -15,6 +15,7 @@ from tuf.api.metadata import Metadata, TargetFile, Targets
 from edgefleet_provisioning import repository
 from edgefleet_provisioning.api import Api, segment
 from edgefleet_provisioning.catalog import Catalog
+from edgefleet_provisioning.key_store import KeyStore, StoredKey
 from edgefleet_provisioning.package_build import Counters
 from edgefleet_provisioning.packaging import Draft
 from edgefleet_provisioning.upload import upload
@@ -114,20 +115,22 @@ def sign(
     return Release(manifest, data, repository.release(current, manifest, data, signer, now))
 
 
-def check_signer(catalog: Catalog, model: str, signer: Signer) -> None:
-    """Check that the fleet's targets role names this key as the model's publisher.
+def choose_key(catalog: Catalog, store: KeyStore, model: str) -> StoredKey:
+    """Return the key at hand that the fleet's targets role names as the model's publisher.
 
     Raises:
-        TrustError: It names another one.
+        TrustError: None at hand is (code `wrong_key`).
     """
     delegations = catalog.top().targets.signed.delegations
     role = (delegations.roles or {}).get(publisher_role(model)) if delegations else None
-    if role is None or signer.public_key.keyid not in role.keyids:
+    keys = store.for_ids(set(role.keyids if role else ()))
+    if not keys:
         raise TrustError(
-            f"The key at hand is not the one that may publish {model!r}.",
+            f"No key at hand may publish {model!r}.",
             code="wrong_key",
-            hint="`edgefleet trust show` names the keys of every role.",
+            hint="`edgefleet keys list` names the keys of every role, and where they are.",
         )
+    return keys[0]
 
 
 def send(api: Api, draft: Draft, release: Release, report: Report) -> None:

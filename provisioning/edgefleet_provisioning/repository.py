@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from securesystemslib.signer import Key, Signer
-from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import (
     DelegatedRole,
     Delegations,
@@ -22,7 +21,7 @@ from tuf.api.metadata import (
 )
 from tuf.api.serialization.json import JSONSerializer
 
-from edgefleet_shared.errors import InvalidInputError, TrustError
+from edgefleet_shared.errors import TrustError
 from edgefleet_shared.package import Manifest, publisher_role, target_path
 from edgefleet_shared.trust import (
     AUDIT_PATHS,
@@ -34,13 +33,13 @@ from edgefleet_shared.trust import (
 
 
 class RepositoryKeys(NamedTuple):
-    """Who signs what; `root` and `targets` have thresholds of their own."""
+    """Who signs what; `root` and `targets` have thresholds, each family has its publisher."""
 
     root: Sequence[Signer]
     root_threshold: int
     targets: Sequence[Signer]
     targets_threshold: int
-    publisher: Signer
+    publishers: Mapping[str, Signer]
     snapshot: Signer
     timestamp: Signer
     director: Key
@@ -52,7 +51,7 @@ def file_name(role: str, version: int) -> str:
     return f"{version}.{quote(role, '')}.json"
 
 
-def initial(keys: RepositoryKeys, families: Sequence[str], now: datetime) -> dict[str, bytes]:
+def initial(keys: RepositoryKeys, now: datetime) -> dict[str, bytes]:
     """Return the first repository of a fleet, file name to bytes.
 
     The director's delegation stands last and its paths match no model, so that no lookup of a
@@ -70,9 +69,9 @@ def initial(keys: RepositoryKeys, families: Sequence[str], now: datetime) -> dic
     root.roles["root"].threshold = keys.root_threshold
     root.roles["targets"].threshold = keys.targets_threshold
     targets = Targets(expires=_expires("targets", now), delegations=_server_roles(keys))
-    for family in families:
-        _add_family(targets, family, keys.publisher.public_key)
-    roles = ["targets", *(publisher_role(family) for family in families)]
+    for family, publisher in keys.publishers.items():
+        _add_family(targets, family, publisher.public_key)
+    roles = ["targets", *map(publisher_role, keys.publishers)]
     snapshot = Snapshot(
         expires=_expires("snapshot", now), meta={f"{role}.json": MetaFile(1) for role in roles}
     )
@@ -83,63 +82,10 @@ def initial(keys: RepositoryKeys, families: Sequence[str], now: datetime) -> dic
         "1.snapshot.json": _sign(Metadata(snapshot), [keys.snapshot]),
         "timestamp.json": _sign(Metadata(timestamp), [keys.timestamp]),
     }
-    for family in families:
-        files[file_name(publisher_role(family), 1)] = empty_publisher(keys.publisher, now)
+    for family, publisher in keys.publishers.items():
+        empty = Metadata(Targets(expires=_expires("publisher", now)))
+        files[file_name(publisher_role(family), 1)] = _sign(empty, [publisher])
     return files
-
-
-def empty_publisher(signer: Signer, now: datetime) -> bytes:
-    """Return the first version of a publisher role, which has released nothing."""
-    return _sign(Metadata(Targets(expires=_expires("publisher", now))), [signer])
-
-
-def delegate(
-    root: Root,
-    targets: Metadata[Targets],
-    family: str,
-    publisher: Signer,
-    signers: Sequence[Signer],
-    now: datetime,
-) -> dict[str, bytes]:
-    """Return the files that let `publisher` release models of one more family.
-
-    Args:
-        root: Names the targets keys and their threshold.
-        targets: The current top-level targets role, verified.
-        family: Model name.
-        publisher: Its key.
-        signers: Offline targets keys, as many as the threshold or more.
-        now: Aware time of signing.
-
-    Raises:
-        InvalidInputError: The family has a publisher already.
-        TrustError: The keys given are not enough of those that `root` names.
-    """
-    role = publisher_role(family)
-    signed = targets.signed
-    if signed.delegations and role in (signed.delegations.roles or {}):
-        raise InvalidInputError(
-            f"{family!r} has a publisher already.",
-            code="family_exists",
-            hint="`edgefleet trust show` lists them.",
-        )
-    signed.version += 1
-    signed.expires = _expires("targets", now)
-    _add_family(signed, family, publisher.public_key)
-    data = _sign(targets, signers)
-    try:
-        root.verify_delegate("targets", targets.signed_bytes, targets.signatures)
-    except RepositoryError as error:
-        raise TrustError(
-            f"The targets role needs {root.roles['targets'].threshold} of its keys and got "
-            f"{len(signers)}.",
-            code="threshold",
-            hint="Bring the keys that `edgefleet trust show` names into offline/keys.",
-        ) from error
-    return {
-        file_name("targets", signed.version): data,
-        file_name(role, 1): empty_publisher(publisher, now),
-    }
 
 
 def release(

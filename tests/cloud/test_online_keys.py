@@ -134,6 +134,6 @@ def test_a_fleet_without_an_audit_key_still_starts(folder, caplog):
     assert trust.sign_head(b"{}") is None
     said = [record.message for record in caplog.records if "role audit" in record.message]
     assert len(said) == 1
-    assert "edgefleet keys add audit" in said[0]
+    assert "edgefleet keys rotate audit" in said[0]
     trust.renew()
     assert len([r for r in caplog.records if "role audit" in r.message]) == 1

@@ -16,7 +16,8 @@ from edgefleet_cloud.trust import chain
 from edgefleet_cloud.trust.key_folder import KeyFolder
 from edgefleet_cloud.trust.repository import PENDING, MetadataFolder
 from edgefleet_cloud.trust.service import Trust
-from edgefleet_provisioning import repository
+from edgefleet_provisioning.ceremony import read_present
+from edgefleet_provisioning.key_changes import Changes
 from edgefleet_shared import bundle
 from edgefleet_shared.bundle import BundleFetcher
 from edgefleet_shared.errors import InvalidInputError, TrustError
@@ -120,14 +121,15 @@ def test_nothing_else_of_the_disk_is_served(cloud, name):
 def test_a_new_family_comes_in(cloud, tmp_path):
     """New targets with a delegation and the publisher's first file are accepted together."""
     publisher = CryptoSigner.generate_ecdsa()
-    files = repository.delegate(
-        cloud.folder.current("root").signed,
-        cloud.folder.current("targets"),
-        "faces",
-        publisher,
-        [cloud.folder.signer(name) for name in _two("targets")],
-        NOW,
-    )
+    pinned = (cloud.folder.metadata / "1.root.json").read_bytes()
+    files = {path.name: path.read_bytes() for path in cloud.folder.metadata.iterdir()}
+    changes = Changes(read_present(files, pinned), NOW)
+    changes.delegate("faces", publisher.public_key)
+    new = changes.finish()
+    for name in _two("targets"):
+        new["2.targets.json"].sign(cloud.folder.signer(name), append=True)
+    new["1.publisher%2Ffaces.json"].sign(publisher)
+    files = {name: metadata.to_bytes() for name, metadata in new.items()}
     answer = _send(cloud, *files.items())
     assert answer.status_code == 200, answer.text
     assert "1.publisher%2Ffaces.json" in answer.json()["files"]

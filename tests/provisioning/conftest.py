@@ -72,3 +72,13 @@ def operator(api, fleet):
     connected = Cli()
     connected.arguments = ["--fleet", str(fleet), "--server", api.url]
     return connected
+
+
+@pytest.fixture
+def owned(tmp_path):
+    """A fleet with a fleet manager in this process, in the hands of its owner."""
+    from tests.provisioning.owner import Fleet  # which needs the class above
+
+    made = Fleet(tmp_path / "fleet")
+    yield made
+    made.cloud.stop()

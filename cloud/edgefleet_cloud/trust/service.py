@@ -223,7 +223,7 @@ class Trust:
             self._said = True  # once: it may stay so
             _log.warning(
                 "Targets name no key here for the role audit: the log is chained, and nobody signs"
-                " it. `edgefleet keys add audit` makes the key and has it named"
+                " it. `edgefleet keys rotate audit` makes the key and has it named"
             )
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import typer
 
 from edgefleet_provisioning.api import Api, segment
-from edgefleet_provisioning.settings import connection
+from edgefleet_provisioning.key_store import OFFLINE_ROLES, ONLINE_ROLES, KeyStore
+from edgefleet_provisioning.settings import connection, find_folder
 from edgefleet_shared.errors import EdgeFleetError
 
 LIMIT = 100
@@ -32,6 +33,22 @@ models = _complete("/v1/models", "name")
 devices = _complete("/v1/devices", "id")
 groups = _complete("/v1/groups", "name")
 rollouts = _complete("/v1/rollouts", "id")
+
+
+def keys(context: typer.Context, incomplete: str) -> list[str]:
+    """Return the keys of the fleet folder, and the roles whose keys lie on the server."""
+    try:
+        fleet = context.params.get("fleet")
+        folder = find_folder(Path(fleet) if fleet else None)
+        names = [key.name for key in KeyStore(folder).all()] if folder else []
+    except (EdgeFleetError, OSError):
+        return []  # as below
+    return [name for name in [*names, *ONLINE_ROLES] if name.startswith(incomplete)]
+
+
+def roles(incomplete: str) -> list[str]:
+    """Return the roles that have keys."""
+    return [role for role in (*OFFLINE_ROLES, *ONLINE_ROLES) if role.startswith(incomplete)]
 
 
 def _names(context: typer.Context, path: str, field: str, incomplete: str) -> list[str]:

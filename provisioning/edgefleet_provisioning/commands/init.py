@@ -28,6 +28,10 @@ def init(
     root_threshold: Annotated[int, typer.Option(help="Root keys that must sign.")] = 2,
     targets_keys: Annotated[int, typer.Option(help="Targets keys to make.")] = 3,
     targets_threshold: Annotated[int, typer.Option(help="Targets keys that must sign.")] = 2,
+    key_per_family: Annotated[
+        bool,
+        typer.Option("--key-per-family", help="A publisher key for each model, not one for all."),
+    ] = False,
     server: Annotated[
         str | None,
         typer.Option(help="URL at which devices and you reach it.", show_default=False),
@@ -43,7 +47,7 @@ def init(
     """Make a fleet: offline keys, online keys and the first trust metadata, in one folder."""
     plan = fleet_plan.FleetPlan(
         fleet, family or [], root_keys, root_threshold, targets_keys, targets_threshold,
-        server or _address(listen), listen, None,
+        server or _address(listen), listen, None, key_per_family,
     )  # fmt: skip
     fleet_plan.check(plan)
     _check_new(folder)

@@ -18,6 +18,7 @@ from edgefleet_provisioning.commands.session import (
     ServerOption,
     TokenOption,
 )
+from edgefleet_provisioning.key_store import KeyStore
 from edgefleet_provisioning.output import Output
 from edgefleet_provisioning.progress import UploadProgress
 from edgefleet_provisioning.settings import connection, need_folder
@@ -26,8 +27,6 @@ from edgefleet_shared.identifiers import sha256_digest
 if TYPE_CHECKING:
     from edgefleet_provisioning.packaging import Draft
     from edgefleet_provisioning.publishing import Release
-
-PUBLISHER_KEY = "publisher-1"
 
 
 def publish(
@@ -109,9 +108,8 @@ def _publish(
     counters = publishing.counters(current.signed, floor)
     if ask and voice.interactive:
         typer.confirm(f"Publish {name} {draft.about.version} to {api.server}?", abort=True)
-    secret = passphrase.for_key(folder, PUBLISHER_KEY, passphrase_file)
-    signer = folder.signer(PUBLISHER_KEY, secret)
-    publishing.check_signer(catalog, name, signer)
+    key = publishing.choose_key(catalog, KeyStore(folder), name)
+    signer = passphrase.Keyring(folder, passphrase_file).signer(key)
     release = publishing.sign(current, draft, signer, counters, datetime.now(UTC))
     with UploadProgress(voice.notes) as progress:
         publishing.send(api, draft, release, progress.tell)

@@ -1,25 +1,29 @@
-"""`edgefleet trust`: who may sign what, and letting somebody publish one more model."""
+"""`edgefleet trust`: who may sign what, until when, and letting somebody publish one more model."""
 
 from __future__ import annotations
 
-import base64
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
 from tuf.api.metadata import Metadata, Targets
 
-from edgefleet_provisioning import passphrase, repository
+from edgefleet_provisioning import expiry
 from edgefleet_provisioning.catalog import Catalog, TopRoles
-from edgefleet_provisioning.commands.publish import PUBLISHER_KEY
+from edgefleet_provisioning.commands import ceremony, completion, signing
 from edgefleet_provisioning.commands.session import PassphraseOption, Session, connected, reading
-from edgefleet_provisioning.fleet_folder import FleetFolder
+from edgefleet_provisioning.key_store import KeyStore
+from edgefleet_provisioning.passphrase import Keyring
 from edgefleet_provisioning.settings import need_folder
 from edgefleet_shared.errors import InvalidInputError
 from edgefleet_shared.identifiers import check_name
+from edgefleet_shared.package import publisher_role
 from edgefleet_shared.times import format_time
 
 app = typer.Typer(help="Look at the fleet's trust, and extend it.", no_args_is_help=True)
+app.command("sign")(ceremony.sign)
+app.command("publish")(ceremony.publish)
+app.command("rotate-root")(ceremony.rotate_root)
 
 
 @app.command("show")
@@ -27,16 +31,16 @@ app = typer.Typer(help="Look at the fleet's trust, and extend it.", no_args_is_h
 def show(session: Session) -> None:
     """Show every role: version, threshold, expiry and keys, verified from the offline root."""
     folder = need_folder(session.fleet)
-    catalog = Catalog(session.api, folder.root(), folder.trust_cache)
+    catalog = Catalog(session.api, folder.root(), folder.trust_cache, even_expired=True)
     roles = [*_top(catalog.top()), *_delegated(catalog)]
-    names = folder.key_ids()
+    store = KeyStore(folder)
     rows = [
         (
             role["role"],
             role["version"],
             f"{role['threshold']} of {len(role['keys'])}",
             role["expires"],
-            " ".join(names.get(key, key[:12]) for key in role["keys"]),
+            " ".join(map(store.named, role["keys"])),
         )
         for role in roles
     ]
@@ -48,51 +52,86 @@ def show(session: Session) -> None:
 def delegate(
     session: Session,
     family: Annotated[str, typer.Argument(help="Model name that may be published from now on.")],
+    key: Annotated[
+        str,
+        typer.Option(
+            help="The publisher's key; default: the one for every family.",
+            autocompletion=completion.keys,
+        ),
+    ] = "publisher-1",
+    prepare: signing.PrepareOption = None,
     passphrase_file: PassphraseOption = None,
+    yes: signing.YesOption = False,
 ) -> None:
-    """Let the publisher's key release one more model; signed by the offline targets keys."""
+    """Let a publisher's key release one more model, or one beside those that do."""
     check_name(family, "model family")
-    folder = need_folder(session.fleet)
-    catalog = Catalog(session.api, folder.root(), folder.trust_cache)
-    top = catalog.top()
-    names = _targets_keys(folder, top)
-    secret = passphrase.for_key(folder, names[0], passphrase_file)
-    files = repository.delegate(
-        top.root.signed,
-        top.targets,
-        family,
-        folder.signer(PUBLISHER_KEY, secret),
-        [folder.signer(name, secret) for name in names],
-        datetime.now(UTC),
-    )
-    encoded = {name: base64.b64encode(data).decode() for name, data in files.items()}
-    session.api.post("/v1/trust/metadata", {"files": encoded})
-    session.output.result(
-        {"family": family, "files": sorted(files), "signed_by": names},
-        f"{family} may be published from now on; signed by {', '.join(names)}.",
-    )
-
-
-def _targets_keys(folder: FleetFolder, top: TopRoles) -> list[str]:
-    """Return as many of the targets keys at hand as must sign.
-
-    Raises:
-        InvalidInputError: Too few are at hand.
-    """
-    role = top.root.signed.roles["targets"]
-    ids = folder.key_ids()
-    names = [name for name in folder.key_names("targets") if name in _named(ids, role.keyids)]
-    if len(names) < role.threshold:
+    desk = signing.open_desk(session)
+    stored = desk.store.find(key)
+    if stored.role not in {"publisher", publisher_role(family)}:
         raise InvalidInputError(
-            f"{role.threshold} targets keys must sign and {len(names)} are in {folder.path}.",
-            code="threshold",
-            hint="Bring their .pem and .pub.json files into offline/keys.",
+            f"{stored.name} is a key for {stored.role}.",
+            code="invalid_role",
+            hint=f"`edgefleet keys add publisher --family {family}` makes one.",
         )
-    return names[: role.threshold]
+    changes = desk.changes()
+    changes.delegate(family, stored.key)
+    title = f"{stored.name} may publish {family}"
+    keyring = Keyring(desk.folder, passphrase_file)
+    signing.settle(session, desk, changes, title, keyring, prepare=prepare, yes=yes)
 
 
-def _named(ids: dict[str, str], keys: list[str]) -> set[str]:
-    return {ids[key] for key in keys if key in ids}
+@app.command("renew")
+@connected
+def renew(
+    session: Session,
+    roles: Annotated[
+        list[str], typer.Argument(metavar="ROLE...", help="root, targets or publisher/<model>.")
+    ],
+    prepare: signing.PrepareOption = None,
+    passphrase_file: PassphraseOption = None,
+    yes: signing.YesOption = False,
+) -> None:
+    """Sign roles anew before they expire, or after: the same content, a new life."""
+    desk = signing.open_desk(session)
+    changes = desk.changes()
+    for role in roles:
+        changes.renew(role)
+    keyring = Keyring(desk.folder, passphrase_file)
+    title = f"{', '.join(roles)} signed anew"
+    signing.settle(session, desk, changes, title, keyring, prepare=prepare, yes=yes)
+
+
+@app.command("expire-soon")
+@reading
+def expire_soon(
+    session: Session,
+    days: Annotated[
+        int | None,
+        typer.Option(min=0, help="Default: a third of each role's life.", show_default=False),
+    ] = None,
+) -> None:
+    """List what expires soon; exit code 1 if anything does, for cron."""
+    folder = need_folder(session.fleet)
+    catalog = Catalog(session.api, folder.root(), folder.trust_cache, even_expired=True)
+    found = expiry.soon(_ends(catalog), datetime.now(UTC), days)
+    document = [
+        {"role": f.role, "expires": format_time(f.expires), "days": f.days, "renew": f.renew}
+        for f in found
+    ]
+    rows = [(f.role, format_time(f.expires), f.days, f.renew) for f in found]
+    session.output.table(document, ("role", "expires", "days", "renew it by"), rows)
+    if found:
+        raise typer.Exit(1)
+
+
+def _ends(catalog: Catalog) -> dict[str, datetime]:
+    present, top = catalog.present(), catalog.top()
+    signed: dict[str, Metadata[Any]] = {
+        **present.roles(),
+        "snapshot": top.snapshot,
+        "timestamp": top.timestamp,
+    }
+    return {role: metadata.signed.expires for role, metadata in signed.items()}
 
 
 def _top(top: TopRoles) -> list[dict[str, Any]]:
