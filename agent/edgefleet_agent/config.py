@@ -13,6 +13,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from edgefleet_agent.orders import WhenEmpty
 from edgefleet_shared.errors import InvalidInputError
 
 SOCKET_PATH_BYTES = 107
@@ -72,6 +73,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     run_dir: str = "/run/edgefleet"
     hardware: str = ""  # exact string that packages name; '' = generic-<machine>
     log_level: str = "INFO"
+    empty_assignment: WhenEmpty = "stop"  # what one that names no slot means: stop all, or keep
     inference: Inference = Inference()
     transport: Transport = Transport()
     telemetry: Telemetry = Telemetry()

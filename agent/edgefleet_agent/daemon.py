@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from edgefleet_agent import orders
 from edgefleet_agent.config import Config
 from edgefleet_agent.events import Emitter
 from edgefleet_agent.gateway_client import GatewayClient
@@ -252,7 +253,9 @@ class Daemon:
 
     def _apply(self, accepted: Accepted) -> None:
         self._facts.counter = accepted.assignment.counter
-        for name, target in accepted.assignment.slots.items():
+        when_empty = self._parts.config.empty_assignment
+        slots = orders.slots_of(accepted.assignment, self._slots, when_empty)
+        for name, target in slots.items():
             slot = self._slot(name)
             if not slot.recovered.is_set() and not slot.ledger.record.deployment:
                 slot.recovered.set()  # it never ran: there is nothing to bring up

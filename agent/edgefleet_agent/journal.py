@@ -74,7 +74,8 @@ class SlotRecord(msgspec.Struct, frozen=True):
         versions = [self.active, self.previous]
         if self.deployment and self.deployment.state not in DONE:
             versions.append(self.deployment.staged)
-            found.add(self.deployment.target.manifest)
+            if self.deployment.target.mode == "run":  # to serve nothing needs no package
+                found.add(self.deployment.target.manifest)
         for version in versions:
             if version:
                 found |= version.needs()

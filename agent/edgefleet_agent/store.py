@@ -107,15 +107,15 @@ class Store:
 
     def used(self) -> int:
         """Return the bytes that blobs and partials take."""
-        return sum(path.stat().st_size for path in self._files())
+        return sum(_size(path) for path in self._files())
 
     def collect(self, keep: Iterable[str]) -> int:
         """Remove every blob and partial but those of the digests in `keep`; return the bytes."""
         names, freed = {_hex(digest) for digest in keep}, 0
         for path in self._files():
             if path.name not in names:
-                freed += path.stat().st_size
-                path.unlink()
+                freed += _size(path)
+                path.unlink(missing_ok=True)
         return freed
 
     def make_room(self, size: int, keep: Iterable[str]) -> None:
@@ -139,6 +139,14 @@ class Store:
 
     def _files(self) -> list[Path]:
         return [path for folder in (self._blobs, self._partial) for path in folder.iterdir()]
+
+
+def _size(path: Path) -> int:
+    """Return a file's length, 0 if another slot has just removed it."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def hash_fd(fd: int) -> str:

@@ -63,7 +63,11 @@ class SlotAssignment(msgspec.Struct, frozen=True):
 
 
 class Assignment(msgspec.Struct, frozen=True):
-    """What one device should run now. A slot that is not named is left as it is.
+    """What one device should run now.
+
+    A slot that is not named is left as it is; one that names none ends every slot, unless the
+    device's own configuration keeps them (`empty_assignment`). It names its device all the same, so
+    that nobody's empty assignment stops anybody else.
 
     `key` is the digest of the device's public key (SPKI, DER); `counter` only grows.
     """

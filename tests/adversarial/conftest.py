@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.adversarial.victim import Victim
+from tests.adversarial.attacked import Attacked
 from tests.agent.world import World
 
 
@@ -19,6 +19,6 @@ def world():
 @pytest.fixture(scope="module")
 def victim(world):
     """A device that serves 1.0.0 while one attack follows the other."""
-    victim = Victim(world)
+    victim = Attacked(world)
     yield victim
     victim.close()

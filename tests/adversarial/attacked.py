@@ -17,7 +17,7 @@ from tests.faults.power_cut import not_below
 LOADING = {"Prove", "Load", "Flip", "Unroute"}
 
 
-class Victim:
+class Attacked:
     """agentd in this process over a gateway that loads nothing, and the cloud's keys at hand.
 
     Attributes:
