@@ -68,8 +68,13 @@ def readyz(db: Db) -> Health:
     return Health()
 
 
-def create_app(parts: Parts) -> FastAPI:
-    """Return the API over these services; `Database` and `Limits` must be among them."""
+def create_app(parts: Parts, *, https: bool = False) -> FastAPI:
+    """Return the API over these services; `Database` and `Limits` must be among them.
+
+    Args:
+        parts: The services.
+        https: Whether callers reach it by https.
+    """
     app = FastAPI(
         title="edgefleet fleet manager",
         version=edgefleet_cloud.__version__,
@@ -87,5 +92,5 @@ def create_app(parts: Parts) -> FastAPI:
     app.add_exception_handler(Repeated, show_again)
     app.add_middleware(Idempotency, database=parts.get(Database), clock=system_clock)
     app.add_middleware(BodyLimit, max_bytes=parts.get(Limits).body_max_bytes)
-    app.add_middleware(Outermost)
+    app.add_middleware(Outermost, https=https)
     return app

@@ -16,6 +16,7 @@ from edgefleet_cloud.app import create_app
 from edgefleet_cloud.audit.configuration import tell_start
 from edgefleet_cloud.auth.devices import DeviceAccess
 from edgefleet_cloud.auth.gate import Gate
+from edgefleet_cloud.auth.limits import FailureLimit
 from edgefleet_cloud.auth.service import TokenService
 from edgefleet_cloud.authority.issuing import DeviceCa
 from edgefleet_cloud.authority.service import Certificates
@@ -84,16 +85,12 @@ def compose(config: Config) -> Program:
     database = open_database(config)
     feed = EventFeed()
     events = EventLog(feed, visible=events_within)
-    tokens = TokenService(system_clock, events)
-    with database.write() as session:
-        tell_start(session, events, config)
-        tokens.import_file(session, Path(config.admin_token_file))
+    tokens, gate = _admit(config, database, events)
     trust = Trust(MetadataFolder(config.metadata), KeyFolder(config.keys), events, system_clock)
     blobs = DiskBlobs(config.data / "blobs")
     limit = config.limits.upload_max_bytes
     uploads = Uploads(blobs, config.data / "uploads", limit, events, system_clock)
     models = ModelService(blobs, trust, events, system_clock)
-    access = DeviceAccess(config.fleet, origin(config.api_url), DeviceKeys(database), system_clock)
     with database.write() as session:
         models.recover(session)
     certificates = Certificates(config.fleet, DeviceCa.load(config.keys), UntoldBroker())
@@ -124,10 +121,23 @@ def compose(config: Config) -> Program:
         steering.controller,
     ]
     parts = Parts(
-        database, config.limits, tokens, Gate(database, tokens), access, trust, uploads, models,
+        database, config.limits, tokens, gate, trust, uploads, models,
         events, devices, groups, enrollments, reports, ingest, steering.rollouts,
     )  # fmt: skip
-    return Program(create_app(parts), background, database, feed.close)
+    https = config.api_url.startswith("https:")
+    return Program(create_app(parts, https=https), background, database, feed.close)
+
+
+def _admit(config: Config, database: Database, events: EventLog) -> tuple[TokenService, Gate]:
+    """Return what knows tokens, and the door that every caller comes through."""
+    tokens = TokenService(system_clock, events)
+    with database.write() as session:
+        tell_start(session, events, config)
+        tokens.import_file(session, Path(config.admin_token_file))
+    here = origin(config.api_url)
+    devices = DeviceAccess(config.fleet, here, DeviceKeys(database), system_clock)
+    limit = FailureLimit(config.limits.auth_failures, config.limits.auth_refill_s)
+    return tokens, Gate(database, tokens, devices, limit, events, config.proxies)
 
 
 class _Steering(NamedTuple):

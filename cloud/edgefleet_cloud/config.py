@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -40,6 +41,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     upload_max_bytes: int = 8 * 1024**3
     body_max_bytes: int = 4 * 1024 * 1024  # of a JSON request
+    auth_failures: int = 20  # failed authentications of one address in a row that are answered
+    auth_refill_s: float = 6.0  # one of them is forgiven after this
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,6 +57,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     database_url: str = ""  # '' = SQLite in data_dir
     admin_token_file: str = "admin.token"  # noqa: S105 - a file's name
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    trusted_proxies: tuple[str, ...] = ()  # networks whose X-Forwarded-For is believed
     broker: Broker = Broker()
     controller: Controller = Controller()
     limits: Limits = Limits()
@@ -82,6 +86,18 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def database(self) -> str:
         """SQLAlchemy URL of the database."""
         return self.database_url or f"sqlite:///{self.data / 'fleet.db'}"
+
+    @property
+    def proxies(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        """Networks of the proxies in front of us.
+
+        Raises:
+            InvalidInputError: One is no network.
+        """
+        try:
+            return tuple(ip_network(each) for each in self.trusted_proxies)
+        except ValueError as error:
+            raise _bad(f"trusted_proxies: {error}") from error
 
     def address(self) -> tuple[str, int]:
         """Return host and port to listen on.
@@ -122,6 +138,9 @@ def load(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
         raise _bad(f"{path} does not hold: {error}") from error
     check_name(config.fleet, "fleet")
     config.address()
+    _ = config.proxies
+    if config.limits.auth_failures < 1 or config.limits.auth_refill_s <= 0:
+        raise _bad("limits.auth_failures and limits.auth_refill_s must be above 0")
     _check_urls(config)
     folder = path.resolve().parent
     places = {key: str(folder / getattr(config, key)) for key in _PATHS}

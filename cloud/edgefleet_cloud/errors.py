@@ -8,6 +8,7 @@ EdgeFleetError
 │   ├── RangeError             the bytes asked for are not there
 │   └── TooLargeError          more than the server takes
 ├── UnauthenticatedError       nobody, or somebody who cannot prove it
+├── TooManyAttemptsError       somebody who could not prove it too often
 └── ForbiddenError             somebody who may not
 """
 
@@ -50,6 +51,23 @@ class UnauthenticatedError(EdgeFleetError):
     """The caller did not prove who it is."""
 
     default_code = "unauthenticated"
+
+
+class TooManyAttemptsError(EdgeFleetError):
+    """The caller failed too often to prove who it is.
+
+    Args:
+        wait_s: Seconds until it may try again; `headers` say it to clients.
+    """
+
+    default_code = "too_many_attempts"
+
+    def __init__(self, wait_s: int) -> None:
+        super().__init__(
+            "Too many attempts to authenticate have failed from here.",
+            hint=f"Correct the credentials; the next attempt is looked at in {wait_s} s.",
+        )
+        self.headers = {"Retry-After": str(wait_s)}
 
 
 class ForbiddenError(EdgeFleetError):

@@ -42,6 +42,7 @@ STATUS_BY_CLASS: Mapping[type[EdgeFleetError], int] = {
     errors.TooLargeError: 413,
     errors.UnauthenticatedError: 401,
     errors.ForbiddenError: 403,
+    errors.TooManyAttemptsError: 429,
     InvalidInputError: 422,
     TrustError: 422,
     IncompatibleError: 422,

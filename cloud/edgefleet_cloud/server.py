@@ -49,6 +49,7 @@ class Server:
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                proxy_headers=False,  # `trusted_proxies` says whose X-Forwarded-For is believed
                 lifespan="off",
                 timeout_graceful_shutdown=3,
             ),

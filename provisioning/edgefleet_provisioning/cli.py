@@ -8,7 +8,17 @@ import typer
 from typer.core import TyperGroup
 
 from edgefleet_provisioning import __version__, output
-from edgefleet_provisioning.commands import device, events, group, init, keys, model, rollout, trust
+from edgefleet_provisioning.commands import (
+    device,
+    events,
+    group,
+    init,
+    keys,
+    model,
+    rollout,
+    token,
+    trust,
+)
 from edgefleet_provisioning.commands.session import JSON_MARK
 from edgefleet_provisioning.demo import command as demo
 from edgefleet_provisioning.errors import exit_code
@@ -67,6 +77,8 @@ app.add_typer(model.app, name="model")
 app.add_typer(device.app, name="device")
 app.add_typer(group.app, name="group")
 app.add_typer(rollout.app, name="rollout")
+app.add_typer(token.app, name="token")
+app.command("whoami")(token.whoami)
 app.command("events")(events.events)
 app.command("telemetry")(events.telemetry)
 app.command("status")(events.status)

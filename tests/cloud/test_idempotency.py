@@ -6,6 +6,8 @@ import threading
 
 import pytest
 
+from tests.cloud.access_world import caller
+
 BODY = {"name": "digits", "description": "first"}
 
 
@@ -108,3 +110,37 @@ def test_a_body_beyond_the_limit_is_refused(cloud):
     answer = cloud.client.post("/v1/models", content=b" " * large)
     _refused(answer, 413, "too_large")
     assert cloud.client.get("/v1/models").status_code == 200
+
+
+def test_another_caller_has_keys_of_its_own(cloud):
+    """The same key and body from somebody else are their own request, with its own answer."""
+    first = _create(cloud, "k1")
+    assert first.status_code == 201
+    other = caller(cloud, "other", "admin")
+    answer = other.post("/v1/models", json=BODY, headers={"Idempotency-Key": "k1"})
+    _refused(answer, 409, "already_exists")
+    assert "idempotent-replayed" not in answer.headers
+
+
+def test_an_answer_is_not_shown_to_who_may_no_longer_ask(cloud):
+    """A caller is authorised anew before an answer is repeated."""
+    other = caller(cloud, "other", "admin")
+    send = {"json": BODY, "headers": {"Idempotency-Key": "k1"}}
+    assert other.post("/v1/models", **send).status_code == 201
+    cloud.client.delete("/v1/tokens/other")
+    assert other.post("/v1/models", **send).status_code == 401
+
+
+def test_a_stored_answer_tells_a_thief_nothing(cloud):
+    """The database keeps the answer that showed a token or a ticket, but not in the clear."""
+    key = {"Idempotency-Key": "k1"}
+    made = cloud.client.post("/v1/tokens", json={"name": "ci"}, headers=key)
+    again = cloud.client.post("/v1/tokens", json={"name": "ci"}, headers=key)
+    assert again.json() == made.json()
+    cloud.client.post("/v1/devices", json={"id": "cam-1"})
+    ticket = cloud.client.post("/v1/devices/cam-1/tickets", json={}, headers=key | {
+        "Idempotency-Key": "k2"}).json()["ticket"]  # fmt: skip
+    stored = b"".join(path.read_bytes() for path in cloud.config.data.glob("fleet.db*"))
+    assert b"idempotency_keys" in stored
+    assert made.json()["token"].encode() not in stored
+    assert ticket.encode() not in stored

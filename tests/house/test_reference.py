@@ -51,6 +51,8 @@ def test_every_configuration_key_is_listed_with_its_default(title, kind):
     for key, default in keys(kind):
         if default is msgspec.NODEFAULT:
             assert listed[key] == "required"
+        elif default == ():
+            assert listed[key] == "none", key
         elif isinstance(default, str):
             assert listed[key] == (default or "empty"), key
         else:

@@ -162,6 +162,25 @@ def test_devices_and_groups_live_their_lives(real, enrolled):
     assert real.json("telemetry")["items"] == []
 
 
+def test_a_token_is_given_used_and_taken_back(real):
+    """Printed once, good within its role and scope, listed without its text, then refused."""
+    made = real.json("token", "create", "ci", "--scope", "labels.site == 'x'", "--days", "7")
+    assert real.json("whoami", "--token", made["token"]) == {
+        "actor": "token/ci",
+        "roles": [{"role": "viewer", "scope": 'labels.site == "x"'}],
+    }
+    assert real.json("device", "list", "--token", made["token"]) == []
+    refused = real.error("token", "create", "more", "--token", made["token"], code=1)
+    assert refused["code"] == "forbidden"
+    listed = {token["name"]: token for token in real.json("token", "list")}
+    assert made["token"] not in str(listed)
+    assert listed["ci"]["used"]
+    assert real.json("token", "revoke", "ci", "--reason", "seen in a log")["revoked"]
+    assert real.error("whoami", "--token", made["token"], code=1)["code"] == "unauthenticated"
+    assert real.error("token", "create", "ci", code=1)["code"] == "already_exists"
+    assert real.run("token", "create", "plain").stdout.startswith("eft_")
+
+
 def test_a_rollout_is_made_shown_and_stopped(real, enrolled, tmp_path):
     """To a device that is off: planned, waiting, paused, resumed, stopped; watching says so."""
     real.run(*arguments(bad.save(bad.good(), tmp_path / "m"), "2.0.0"))

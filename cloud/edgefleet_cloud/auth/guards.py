@@ -9,7 +9,7 @@ fails for a route without a declaration.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Annotated, Any
 
@@ -17,7 +17,6 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from edgefleet_cloud.auth.caller import Caller, Scope
-from edgefleet_cloud.auth.devices import DeviceAccess
 from edgefleet_cloud.auth.gate import Gate
 from edgefleet_cloud.auth.roles import EVERY
 from edgefleet_cloud.errors import UnauthenticatedError
@@ -34,18 +33,36 @@ def authenticate(request: Request, credentials: Credentials) -> Caller:
     Raises:
         UnauthenticatedError: Nobody, or somebody who cannot prove it.
     """
-    parts: Parts = request.app.state.parts
+    gate, client = _gate(request)
     header = request.headers.get("Authorization", "")
     if credentials is not None:
-        caller = parts.get(Gate).check(credentials.credentials)
+        caller = gate.check(credentials.credentials, client)
     elif access.claimed_device(header) is not None:
-        caller = Caller(f"devices/{parts.get(DeviceAccess).check(header)}", (), device=True)
+        caller = gate.check_device(header, client)
     else:
         raise UnauthenticatedError(
             "This route needs a token.", hint="Send `Authorization: Bearer <token>`."
         )
     request.state.caller, request.state.actor = caller, caller.actor
+    if claim := getattr(request.state, "claim", None):
+        claim.of(caller.actor)
     return caller
+
+
+def _gate(request: Request) -> tuple[Gate, str]:
+    parts: Parts = request.app.state.parts
+    gate = parts.get(Gate)
+    peer = request.client.host if request.client else ""
+    return gate, gate.client(peer, ",".join(request.headers.getlist("X-Forwarded-For")))
+
+
+def _limited(what: str) -> Callable[[Request], Iterator[None]]:
+    def attempt(request: Request) -> Iterator[None]:
+        gate, client = _gate(request)
+        with gate.attempt(client, what):
+            yield
+
+    return attempt
 
 
 class Allow:
@@ -112,6 +129,11 @@ def known(why: str) -> Any:
 def anyone(why: str) -> Any:
     """Return the declaration of a route that authorises its callers in another way, or never."""
     return Depends(Anyone(why))
+
+
+def limited(what: str) -> Any:
+    """Return a dependency for a route that lets callers in by `what`: failures are counted."""
+    return Depends(_limited(what))
 
 
 async def _scope(request: Request) -> Scope:

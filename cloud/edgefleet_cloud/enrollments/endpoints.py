@@ -9,7 +9,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 
-from edgefleet_cloud.auth.guards import Scoped, allow, anyone
+from edgefleet_cloud.auth.guards import Scoped, allow, anyone, limited
 from edgefleet_cloud.enrollments.service import Enrolled, Enrollments
 from edgefleet_cloud.web import Actor, Db, part
 
@@ -126,7 +126,11 @@ def make_ticket(
     return Ticket(ticket=issued.text, not_after=issued.not_after)
 
 
-@router.post("", status_code=201, dependencies=[anyone("the ticket in its body authorises it")])
+@router.post(
+    "",
+    status_code=201,
+    dependencies=[anyone("the ticket in its body authorises it"), limited("a ticket")],
+)
 def enroll_device(enrollments: Service, db: Db, body: EnrollmentRequest) -> Enrollment:
     """Exchange a ticket for a certificate. The ticket authorises it; no token is needed."""
     with db.write() as session:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 from collections.abc import Mapping
 from datetime import timedelta
 
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from sqlmodel import Session, col, delete
 
 from edgefleet_cloud.errors import ConflictError
@@ -16,6 +19,7 @@ from edgefleet_shared.times import format_time
 
 KEPT = timedelta(hours=24)
 MAX_LENGTH = 200
+_NONCE = 12
 
 
 class Repeated(Exception):  # noqa: N818 - no error: the answer is there already
@@ -32,7 +36,7 @@ class Claim:
     """One request's key.
 
     Args:
-        authorization: The caller's Authorization header: keys of others are others'.
+        authorization: The caller's Authorization header, with which the answer is sealed.
         key: The Idempotency-Key header.
         request: Method, path, query and body.
         clock: Tells the time.
@@ -48,11 +52,17 @@ class Claim:
                 code="idempotency_key",
                 hint=f"Send 1 to {MAX_LENGTH} printable ASCII characters, for example a UUID.",
             )
-        self._caller = hashlib.sha256(authorization.encode()).hexdigest()
         self._key = key
         self._request = hashlib.sha256(request).hexdigest()
+        secret = b"\0".join((b"edgefleet answer", authorization.encode(), request))
+        self._seal = AESGCM(hashlib.sha256(secret).digest())
         self._clock = clock
         self.made = False
+        self.of("")
+
+    def of(self, actor: str) -> None:
+        """Say whose key it is; keys of others are others'. Without a word it is a stranger's."""
+        self._caller = hashlib.sha256(actor.encode()).hexdigest()
 
     def __call__(self, session: Session) -> None:
         """Claim the key in the request's own transaction.
@@ -78,21 +88,33 @@ class Claim:
                 code="idempotency_mismatch",
                 hint="Use a fresh key for each request; repeat a request unchanged.",
             )
-        if not row.status:
+        body = self._opened(row)
+        if not row.status or body is None:
             raise ConflictError(
                 "The request with this Idempotency-Key happened; its answer is not known yet.",
                 code="idempotency_unknown",
                 hint="Repeat it in a moment; if it stays so, GET what it should have made.",
             )
-        raise Repeated(row.status, row.headers, row.body)
+        raise Repeated(row.status, row.headers, body)
 
     def answer(
         self, session: Session, status: int, headers: Mapping[str, str], body: bytes
     ) -> None:
-        """Remember the answer, if the claim was committed."""
+        """Remember the answer, if the claim was committed.
+
+        Answers hold tokens and tickets: what is stored is sealed by what the request held.
+        """
         if row := self._row(session):
-            row.status, row.headers, row.body = status, dict(headers), body
+            nonce = secrets.token_bytes(_NONCE)
+            sealed = nonce + self._seal.encrypt(nonce, body, None)
+            row.status, row.headers, row.body = status, dict(headers), sealed
             session.add(row)
+
+    def _opened(self, row: IdempotencyRow) -> bytes | None:
+        try:
+            return self._seal.decrypt(row.body[:_NONCE], row.body[_NONCE:], None)
+        except (InvalidTag, ValueError):  # other credentials of the same caller, or nothing yet
+            return None
 
     def _row(self, session: Session) -> IdempotencyRow | None:
         return session.get(IdempotencyRow, (self._caller, self._key))
