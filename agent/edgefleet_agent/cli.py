@@ -1,4 +1,4 @@
-"""The commands: `run`, `enroll`, `status`. Errors are one paragraph.
+"""The commands: `run`, `enroll`, `renew`, `status`. Errors are one paragraph.
 
 Exit codes: 0 done, 1 it failed, 2 bad input or usage, 3 the fleet manager cannot be reached.
 """
@@ -30,7 +30,9 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "run":
             return _run(config)
         if options.command == "enroll":
-            return _enroll(config, options.ticket, options.ticket_file, options.config)
+            return _enroll(config, options)
+        if options.command == "renew":
+            return _renew(config, as_json=options.json)
         return _status(config, as_json=options.json)
     except EdgeFleetError as error:
         return _fail(str(error), _status_of(error))
@@ -54,6 +56,11 @@ def _parser() -> argparse.ArgumentParser:
     ticket = enroll.add_mutually_exclusive_group(required=True)
     ticket.add_argument("--ticket", help="the ticket string")
     ticket.add_argument("--ticket-file", type=Path, help="a file that holds it; - for stdin")
+    enroll.add_argument("--json", action="store_true", help="one JSON object")
+    renew = commands.add_parser(
+        "renew", parents=[shared], help="get a new key and certificate now, agentd running or not"
+    )
+    renew.add_argument("--json", action="store_true", help="one JSON object")
     status = commands.add_parser("status", parents=[shared], help="show what runs here")
     status.add_argument("--json", action="store_true", help="one JSON object")
     return parser
@@ -77,24 +84,44 @@ def _run(config: Config) -> int:
         daemon = compose.build(config)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: daemon.end())
+        signal.signal(signal.SIGUSR1, lambda *_: daemon.renew())
         # A restart or an update of agentd alone: models go on answering meanwhile.
         signal.signal(signal.SIGHUP, lambda *_: daemon.end(end_gateway=False))
         daemon.run()
     return 0
 
 
-def _enroll(config: Config, ticket: str | None, file: Path | None, path: Path | None) -> int:
+def _enroll(config: Config, options: argparse.Namespace) -> int:
     from edgefleet_agent.enrollment import enroll
 
+    ticket, file, path = options.ticket, options.ticket_file, options.config
     if ticket is None:
-        assert file is not None
         ticket = sys.stdin.read() if str(file) == "-" else _read(file)
-    identity = enroll(config.state, ticket)
-    sys.stdout.write(
-        f"Enrolled as {identity.device} in fleet {identity.fleet}.\n"
-        f"Next: edgefleet-agent run{f' --config {path}' if path else ''}\n"
+    identity = enroll(config.state, ticket, config.identity.key)
+    next_ = f"edgefleet-agent run{f' --config {path}' if path else ''}"
+    _say(
+        {"device": identity.device, "fleet": identity.fleet, "key": identity.who.key},
+        f"Enrolled as {identity.device} in fleet {identity.fleet}.\nNext: {next_}",
+        as_json=options.json,
     )
     return 0
+
+
+def _renew(config: Config, *, as_json: bool) -> int:
+    from edgefleet_agent import renewing
+
+    certificate = renewing.renew_now(config)
+    until = f"{certificate.not_valid_after_utc:%Y-%m-%dT%H:%M:%SZ}"
+    _say(
+        {"renewed": True, "serial": f"{certificate.serial_number:X}", "not_after": until},
+        f"Renewed; the certificate is valid until {until}.",
+        as_json=as_json,
+    )
+    return 0
+
+
+def _say(found: dict[str, Any], text: str, *, as_json: bool) -> None:
+    sys.stdout.write((json.dumps(found) if as_json else text) + "\n")
 
 
 def _read(file: Path) -> str:

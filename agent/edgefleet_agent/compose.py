@@ -88,7 +88,7 @@ def build(
         InvalidInputError: Not enrolled, or a file of the state folder is damaged.
     """
     state, run = durable.make_folder(config.state), durable.make_folder(config.run, 0o755)
-    identity, boot = Identity(state / "identity"), new_id()
+    identity, boot = Identity(state / "identity", config.identity.key), new_id()
     acceptance = Acceptance(state, identity.who, config.hardware_id, identity.root, clock)
 
     daemon: Daemon

@@ -63,6 +63,14 @@ class Store(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fetch_stall_s: Seconds = 30.0
 
 
+class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The device's key and when it is renewed."""
+
+    key: str = ""  # pkcs11: URI (RFC 7512) of a key on a token; '' = state_dir/identity/device.key
+    renew: bool = True  # by itself; `edgefleet-agent renew` works always
+    renew_at: Annotated[float, Meta(gt=0, lt=1)] = 2 / 3  # of the certificate's life
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All of it. `state_dir` must survive a reboot, `run_dir` need not.
 
@@ -78,6 +86,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     transport: Transport = Transport()
     telemetry: Telemetry = Telemetry()
     store: Store = Store()
+    identity: Identity = Identity()
 
     @property
     def state(self) -> Path:

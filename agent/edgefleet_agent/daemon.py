@@ -20,6 +20,7 @@ from edgefleet_agent.ledger import Ledger
 from edgefleet_agent.notify import Notifier
 from edgefleet_agent.ports import Transport
 from edgefleet_agent.refusals import Refusals
+from edgefleet_agent.renewer import Renewer
 from edgefleet_agent.reporting import Facts, Reporter, Sender
 from edgefleet_agent.slot import Quarantined, Recover, Slot
 from edgefleet_agent.status import StatusFile
@@ -65,7 +66,7 @@ class Daemon:
         self._dirty = threading.Event()
         self._over = False
         self._end_gateway = True
-        self._connected = self._distrusted = False
+        self._connected = self._distrusted = self._missed = False
         self._refusals = Refusals()
         self._slots: dict[str, Slot] = {}
         self._link = link(self)
@@ -79,6 +80,11 @@ class Daemon:
         self._sender = Sender(
             parts.identity.device, parts.boot, signer, tools.outbox, parts.transport,
             tools.stamp, self._changed,
+        )  # fmt: skip
+
+        self._renewer = Renewer(
+            parts.config.identity, parts.identity, parts.acceptance, parts.emitter,
+            self._queue.put, self._renewal_ended,
         )  # fmt: skip
 
     def gateway(self) -> GatewayClient:
@@ -111,6 +117,15 @@ class Daemon:
         if self._queue.qsize() < QUEUE_MAX:
             kept = payload[: DESIRED_MAX_BYTES + 1]
             self._queue.put(lambda: self._receive(kept))
+
+    def on_renew(self, payload: bytes) -> None:
+        """A word has come that asks to renew the key."""
+        if self._queue.qsize() < QUEUE_MAX:
+            self._queue.put(lambda: self._renewer.asked(payload))
+
+    def renew(self) -> None:
+        """Renew the key now; safe in a signal handler."""
+        self._queue.put(self._renewer.force)
 
     def on_gateway_up(self, client: GatewayClient) -> None:
         """A gateway answers."""
@@ -189,7 +204,7 @@ class Daemon:
         if now >= self._next_window:
             self._next_window = now + self._parts.config.telemetry.interval_s
             self._close_windows()
-        waits = [IDLE_S, self._next_window - now, self._parts.notifier.interval_s]
+        waits = [self._renewer.wait_s(), self._next_window - now, self._parts.notifier.interval_s]
         if self._dirty.is_set():
             self._dirty.clear()
             self._write_status()
@@ -217,6 +232,7 @@ class Daemon:
 
     def _greet(self) -> None:
         self._connected, self._distrusted = True, False
+        self._renewer.trusted()
         self._reporter.forget()
         self._parts.emitter.tell(Step.REPORT, "connected", "connected to the fleet manager.")
         self._parts.transport.request_desired(self._parts.acceptance.counter)
@@ -235,9 +251,21 @@ class Daemon:
         if not self._distrusted:
             self._parts.emitter.tell(Step.REPORT, "certificate_refused", reason, level="error")
         self._distrusted = True
+        self._renewer.distrusted()
+
+    def _renewal_ended(self, renewed: bool) -> None:
+        missed, self._missed = self._missed, False
+        if renewed:
+            self._parts.transport.renewed()
+        elif missed and self._connected:
+            self._parts.transport.request_desired(self._parts.acceptance.counter)
 
     def _receive(self, payload: bytes) -> None:
         parts = self._parts
+        if self._renewer.busy:
+            # It may be for the key that we do not have yet; it is asked for again afterwards.
+            self._missed = True
+            return
         try:
             accepted = parts.acceptance.accept(payload)
         except EdgeFleetError as error:

@@ -10,33 +10,29 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 import msgspec
-import urllib3
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from tuf.api.metadata import Metadata, Root
 
-from edgefleet_agent import durable
+from edgefleet_agent import durable, registrar, rekeying
 from edgefleet_agent.identity import (
     ENROLLMENT_MAX_BYTES,
     Enrollment,
     Identity,
     TransportInfo,
     load_or_make_key,
+    request,
 )
 from edgefleet_agent.trust.floors import Floors, FloorStore
 from edgefleet_shared import strict_json
-from edgefleet_shared.errors import InvalidInputError, TrustError, UnavailableError
+from edgefleet_shared.errors import InvalidInputError, TrustError
 from edgefleet_shared.identifiers import check_digest, check_name, sha256_digest
 
-TIMEOUT_S = 30.0
 TICKET_MAX_BYTES = 4096
 
 
@@ -87,12 +83,13 @@ def read_ticket(text: str) -> Ticket:
     return ticket
 
 
-def enroll(state: Path, text: str) -> Identity:
+def enroll(state: Path, text: str, token: str = "") -> Identity:
     """Enrol this device.
 
     Args:
         state: The state folder; `identity/` and `trust/` are made in it.
         text: The ticket string.
+        token: RFC 7512 URI of the device's key if it shall lie on a token.
 
     Returns:
         The identity, complete on disk.
@@ -104,12 +101,12 @@ def enroll(state: Path, text: str) -> Identity:
     """
     ticket = read_ticket(text)
     folder = durable.make_folder(state / "identity")
-    if (folder / "enrollment.json").exists() and (found := _already(state, ticket)):
+    if (folder / "enrollment.json").exists() and (found := _already(state, ticket, token)):
         return found
-    key = load_or_make_key(folder)
+    key = load_or_make_key(folder, token)
     data = durable.read_bytes(folder / "reply.json")
     if data is None:
-        data = _ask(ticket, text.strip(), _request(key, ticket.device))
+        data = _ask(ticket, text.strip(), request(key, ticket.device))
         durable.atomic_write(folder / "reply.json", data)
     try:
         reply = strict_json.decode(
@@ -120,13 +117,13 @@ def enroll(state: Path, text: str) -> Identity:
         # A refused answer must not be taken up by the next try.
         (folder / "reply.json").unlink(missing_ok=True)
         raise
-    _write(state, reply, root)
-    return Identity(folder)
+    _write(state, reply, root, ticket.url)
+    return Identity(folder, token)
 
 
-def _already(state: Path, ticket: Ticket) -> Identity | None:
+def _already(state: Path, ticket: Ticket, token: str) -> Identity | None:
     """Return the identity that is here; None if a new enrolment has to mend it."""
-    found = Identity(state / "identity")
+    found = Identity(state / "identity", token)
     if (found.fleet, found.device) != (ticket.fleet, ticket.device):
         raise InvalidInputError(
             f"This device is already enrolled as {found.device!r} in fleet {found.fleet!r}.",
@@ -134,52 +131,17 @@ def _already(state: Path, ticket: Ticket) -> Identity | None:
             hint=f"Use another state_dir, or remove {state} to give up the old identity.",
         )
     lost = FloorStore(durable.make_folder(state / "trust")).current is None
-    certificate = x509.load_pem_x509_certificate(found.certificate_file.read_bytes())
-    expired = certificate.not_valid_after_utc <= datetime.now(UTC)
+    certificate = found.certificate()
+    expired = certificate is None or certificate.not_valid_after_utc <= datetime.now(UTC)
     return None if lost or expired else found
 
 
-def _request(key: ec.EllipticCurvePrivateKey, device: str) -> str:
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, device)])
-    csr = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256())
-    return csr.public_bytes(serialization.Encoding.PEM).decode()
-
-
 def _ask(ticket: Ticket, text: str, csr: str) -> bytes:
-    url = f"{ticket.url.rstrip('/')}/v1/enrollments"
-    try:
-        response = urllib3.request(
-            "POST",
-            url,
-            body=strict_json.encode({"ticket": text, "csr": csr}),
-            headers={"Content-Type": "application/json"},
-            timeout=TIMEOUT_S,
-            retries=False,
-        )
-    except (urllib3.exceptions.HTTPError, ValueError) as error:
-        raise UnavailableError(
-            f"The fleet manager at {ticket.url} does not answer: {error}.",
-            code="fleet_manager_unreachable",
-            hint="Check the network and run the same command again; the ticket is still good.",
-        ) from error
-    if response.status in {200, 201}:
-        return response.data
-    raise _refusal(response.status, response.data)
-
-
-def _refusal(status: int, body: bytes) -> InvalidInputError | UnavailableError:
-    try:
-        problem = json.loads(body)
-        detail, code = str(problem["detail"]), str(problem.get("code", "enrollment_refused"))
-        hint = str(problem.get("hint", ""))
-    except (ValueError, KeyError, TypeError):
-        detail, code, hint = f"It answered {status}.", "enrollment_refused", ""
-    if status >= 500:
-        return UnavailableError(f"The fleet manager failed: {detail}", code=code, hint=hint)
-    return InvalidInputError(
-        f"The fleet manager refused the enrolment: {detail}",
-        code=code,
-        hint=hint or "Ask for a new ticket; each is good once and for a limited time.",
+    return registrar.post(
+        f"{ticket.url.rstrip('/')}/v1/enrollments",
+        {"ticket": text, "csr": csr},
+        "enrolment",
+        "Ask for a new ticket; each is good once and for a limited time.",
     )
 
 
@@ -205,8 +167,9 @@ def _check(reply: Reply, ticket: Ticket, key: ec.EllipticCurvePrivateKey) -> byt
     return root
 
 
-def _write(state: Path, reply: Reply, root: bytes) -> None:
+def _write(state: Path, reply: Reply, root: bytes, api: str) -> None:
     folder = state / "identity"
+    rekeying.forget(folder)
     durable.atomic_write(folder / "ca.crt", reply.ca.encode(), 0o644)
     durable.atomic_write(folder / "device.crt", reply.certificate.encode(), 0o644)
     durable.atomic_write(folder / "root.json", root, 0o644)
@@ -214,7 +177,7 @@ def _write(state: Path, reply: Reply, root: bytes) -> None:
     if floors.current is None:
         version = Metadata[Root].from_bytes(root).signed.version
         floors.commit(Floors(root=version, counter=reply.counter))
-    enrollment = Enrollment(1, reply.fleet, reply.device, reply.transport, reply.blobs)
+    enrollment = Enrollment(1, reply.fleet, reply.device, reply.transport, reply.blobs, api)
     durable.atomic_write(folder / "enrollment.json", strict_json.encode(enrollment))
     (folder / "reply.json").unlink(missing_ok=True)
     durable.fsync_folder(folder)

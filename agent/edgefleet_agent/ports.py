@@ -35,6 +35,9 @@ class TransportEvents(Protocol):
     def on_desired(self, payload: bytes) -> None:
         """Hand over a desired document, not yet verified."""
 
+    def on_renew(self, payload: bytes) -> None:
+        """Hand over a word that asks to renew the key."""
+
 
 class Transport(Protocol):
     """The way to the fleet manager: MQTT now, IoT Hub beside it. Delivery is at least once.

@@ -41,7 +41,7 @@ GUARDED: tuple[APIRouter, ...] = (
     tokens.router,
 )
 # These authorise their callers themselves.
-OPEN: tuple[APIRouter, ...] = (enrollments.router, uploads.blob_router)
+OPEN: tuple[APIRouter, ...] = (enrollments.router, enrollments.renewals, uploads.blob_router)
 
 health = APIRouter(tags=["health"])
 

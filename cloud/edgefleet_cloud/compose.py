@@ -28,6 +28,8 @@ from edgefleet_cloud.config import Config, Limits
 from edgefleet_cloud.database import Database
 from edgefleet_cloud.devices.keys import DeviceKeys
 from edgefleet_cloud.devices.service import Devices
+from edgefleet_cloud.enrollments.asking import Asking
+from edgefleet_cloud.enrollments.renewals import Renewals
 from edgefleet_cloud.enrollments.service import Addresses, Enrollments
 from edgefleet_cloud.events.feed import EventFeed
 from edgefleet_cloud.events.service import EventLog
@@ -58,6 +60,7 @@ from edgefleet_shared.messages import Reported
 
 RENEW_S = 60.0
 PURGE_S = 3600.0
+SWEEP_S = 10.0
 WATCH_S = 3600.0
 
 
@@ -93,22 +96,20 @@ def compose(config: Config) -> Program:
     models = ModelService(blobs, trust, events, system_clock)
     with database.write() as session:
         models.recover(session)
-    certificates = Certificates(config.fleet, DeviceCa.load(config.keys), UntoldBroker())
-    devices = Devices(events, desired)
+    certificates = _certificates(config)
+    devices = Devices(events, desired, revoke=certificates.revoke_device)
     groups = Groups(events, devices)
     broker = BrokerService(config)
     enrollments = Enrollments(
-        config.fleet,
-        certificates,
-        trust,
-        devices,
-        events,
+        config.fleet, certificates, trust, devices, events,
         lambda: Addresses(config.api_url, broker.public_url),
-    )
+    )  # fmt: skip
     reports = Reports(devices, models)
     planner = Planner(devices, groups, models, blobs)
     transport = _transport(config, broker)
     steering = _steer(config, database, events, groups, planner, models, trust, transport)
+    asking = Asking(database, devices, certificates, transport, events)
+    renewals = _renewals(config, certificates, trust, asking, steering.announcer, events)
     trust.subscribe(steering.controller.tidy)  # what an old director signed is dead: sign anew
     watch = ExpiryWatch(trust, database, events, system_clock)
     ingest = Ingest(database, events, [steering.heard])
@@ -117,12 +118,14 @@ def compose(config: Config) -> Program:
         Periodic("warning before expiry", WATCH_S, watch.look),
         Periodic("removal of what is old", PURGE_S, partial(_purge, database, uploads)),
         broker,
-        Uplink(steering.transport, ingest, steering.announcer, database),
+        Uplink(steering.transport, ingest, steering.announcer, database, asking.remind),
+        Periodic("asking for renewals", SWEEP_S, asking.sweep),
         steering.controller,
     ]
     parts = Parts(
         database, config.limits, tokens, gate, trust, uploads, models,
-        events, devices, groups, enrollments, reports, ingest, steering.rollouts,
+        events, devices, groups, enrollments, reports, ingest, steering.rollouts, asking,
+        renewals,
     )  # fmt: skip
     https = config.api_url.startswith("https:")
     return Program(create_app(parts, https=https), background, database, feed.close)
@@ -138,6 +141,25 @@ def _admit(config: Config, database: Database, events: EventLog) -> tuple[TokenS
     devices = DeviceAccess(config.fleet, here, DeviceKeys(database), system_clock)
     limit = FailureLimit(config.limits.auth_failures, config.limits.auth_refill_s)
     return tokens, Gate(database, tokens, devices, limit, events, config.proxies)
+
+
+def _certificates(config: Config) -> Certificates:
+    ca = DeviceCa.load(config.keys, timedelta(days=config.identity.certificate_life_days))
+    return Certificates(config.fleet, ca, UntoldBroker())
+
+
+def _renewals(
+    config: Config,
+    certificates: Certificates,
+    trust: Trust,
+    asking: Asking,
+    announcer: Announcer,
+    events: EventLog,
+) -> Renewals:
+    grace = timedelta(days=config.identity.renewal_grace_days)
+    return Renewals(
+        config.fleet, certificates, trust, trust, asking, announcer.announce, events, grace
+    )
 
 
 class _Steering(NamedTuple):

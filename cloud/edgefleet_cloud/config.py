@@ -7,10 +7,11 @@ import tomllib
 from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
+from msgspec import Meta
 
 from edgefleet_shared.errors import InvalidInputError
 from edgefleet_shared.identifiers import check_name
@@ -26,6 +27,13 @@ class Broker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ca: str = ""  # PEM files for mqtts
     cert: str = ""
     key: str = ""
+
+
+class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How long devices' certificates hold, and how late a device may still renew by its key."""
+
+    certificate_life_days: Annotated[int, Meta(ge=7, le=30)] = 30
+    renewal_grace_days: Annotated[int, Meta(ge=0)] = 365  # after expiry; 0 = not at all
 
 
 class Controller(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -60,6 +68,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     trusted_proxies: tuple[str, ...] = ()  # networks whose X-Forwarded-For is believed
     broker: Broker = Broker()
     controller: Controller = Controller()
+    identity: Identity = Identity()
     limits: Limits = Limits()
 
     @property

@@ -113,6 +113,14 @@ class Director(Protocol):
         ...
 
 
+class DirectorSeal(Protocol):
+    """Seals what a device must believe that is no assignment."""
+
+    def seal(self, payload: bytes, payload_type: str) -> bytes:
+        """Return the DSSE envelope of a payload, signed by the director."""
+        ...
+
+
 class Catalog(Protocol):
     """The TUF repository as it stands now: what may run."""
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+
+from sqlmodel import Session
 
 from edgefleet_cloud.database import Database
 from edgefleet_cloud.devices import repository as devices
@@ -28,16 +30,23 @@ class Uplink:
         transport: Carries messages.
         ingest: Takes what devices report.
         announcer: Answers devices that ask what to run.
-        database: For the announcer's transaction.
+        database: For the transaction of an answer.
+        greet: Told, in that transaction, of each device that asks, which it does on connecting.
     """
 
     def __init__(
-        self, transport: Transport, ingest: Ingest, announcer: Announcer, database: Database
+        self,
+        transport: Transport,
+        ingest: Ingest,
+        announcer: Announcer,
+        database: Database,
+        greet: Callable[[Session, str], None],
     ) -> None:
         self._transport = transport
         self._ingest = ingest
         self._announcer = announcer
         self._database = database
+        self._greet = greet
 
     async def start(self) -> None:
         """Connect; a broker that is away is waited for in the background after 5 s."""
@@ -81,3 +90,4 @@ class Uplink:
         with self._database.write() as session:
             if devices.find(session, device) is not None:
                 self._announcer.answer(session, device)
+                self._greet(session, device)

@@ -3,6 +3,7 @@
 | topic | QoS | retained | payload |
 |---|---|---|---|
 | f1/{device}/dn/desired      | 1 | yes | `messages.Desired` |
+| f1/{device}/dn/renew        | 1 | yes | `renewal.RenewAsk`; empty = nothing is asked |
 | f1/{device}/up/get          | 1 | no  | `messages.Get` |
 | f1/{device}/up/reported     | 1 | yes | DSSE envelope of `messages.Reported` |
 | f1/{device}/up/ev/{stream}  | 1 | no  | DSSE envelope of `messages.Batch` |
@@ -30,6 +31,11 @@ class Topic(NamedTuple):
 def desired(device: str) -> str:
     """Downwards: what the device should run."""
     return f"{ROOT}/{device}/dn/desired"
+
+
+def renew(device: str) -> str:
+    """Downwards: the device is asked to renew its key."""
+    return f"{ROOT}/{device}/dn/renew"
 
 
 def down(device: str) -> str:

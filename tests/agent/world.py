@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import (
     DelegatedRole,
@@ -213,7 +215,8 @@ class World:
         folder = state / "identity"
         folder.mkdir(parents=True)
         (state / "trust").mkdir()
-        load_or_make_key(folder)
+        key = load_or_make_key(folder)
+        (folder / "device.crt").write_bytes(certificate(key, device, key).encode())
         (folder / "root.json").write_bytes(self.first_root)
         FloorStore(state / "trust").commit(Floors(root=1))
         enrollment = Enrollment(1, self.fleet, device, TransportInfo("mqtt", url), self.server.url)
@@ -223,6 +226,23 @@ class World:
     def close(self) -> None:
         """End the blob server."""
         self.server.close()
+
+
+def certificate(public: Any, device: str, issuer: Any, days: int = 30) -> str:
+    """Return a certificate in PEM for the public half of `public`, signed by `issuer`."""
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, device)])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(public.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(minutes=5))
+        .not_valid_after(now + timedelta(days=days))
+        .sign(issuer, hashes.SHA256())
+    )
+    return made.public_bytes(serialization.Encoding.PEM).decode()
 
 
 def a_variant(digest: str, size: int, **fields: Any) -> Variant:

@@ -12,7 +12,7 @@ from edgefleet_cloud.auth.roles import EVERY, PERMISSIONS, Role, grants
 from tests.cloud.access_world import caller, routes
 
 ROUTES = routes()
-OPEN = {"/healthz", "/readyz", "/v1/enrollments"}
+OPEN = {"/healthz", "/readyz", "/v1/enrollments", "/v1/renewals"}
 
 
 def test_every_route_is_walked():

@@ -14,9 +14,9 @@ from edgefleet_cloud.devices.service import Devices
 from edgefleet_cloud.events.feed import EventFeed
 from edgefleet_cloud.events.service import EventLog
 from edgefleet_cloud.paging import PageQuery
+from edgefleet_cloud.refusals import PER_PERIOD, PERIOD_S, Refusals
 from edgefleet_cloud.reports import repository
 from edgefleet_cloud.reports.ingest import Ingest
-from edgefleet_cloud.reports.refusals import PER_PERIOD, PERIOD_S, Refusals
 from edgefleet_shared import strict_json
 from edgefleet_shared.errors import UnavailableError
 from edgefleet_shared.messages import BATCH_TYPE, REPORTED_TYPE, DeviceEvent
@@ -328,11 +328,11 @@ def test_a_busy_database_means_come_again(world):
 def test_a_key_that_goes_while_its_message_is_read_counts_no_more(world):
     """Decommissioning wins over a report that was verified a moment before."""
     ingest = Ingest(world.database, world.log, clock=lambda: NOW)
-    key, message = ingest._open("cam-1", "reported", "", world.cam.reported(1))
+    opened = ingest._open("cam-1", "reported", "", world.cam.reported(1))
     with world.database.write() as session:
         service = Devices(world.log)
         service.decommission(session, service.get(session, "cam-1"), "token/admin")
-    ingest._open = lambda *_: (key, message)
+    ingest._open = lambda *_: opened
     ingest.handle("cam-1", "reported", "", b"")
     assert world.row().reported is None
     assert world.refused() == ["unknown_device"]

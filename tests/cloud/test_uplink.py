@@ -42,11 +42,13 @@ def world(database: Database) -> Iterator[RolloutWorld]:
     with database.write() as session:
         session.add(made.speaker.row(online=True))
     made.roll_out("1.0.0")
+    made.greeted = []
     made.uplink = Uplink(
         made.transport,
         Ingest(database, made.events_log, [made.heard], made.clock),
         made.announcer,
         database,
+        lambda _session, device: made.greeted.append(device),
     )
     yield made
     made.transport.stop()
@@ -58,6 +60,7 @@ def test_a_device_that_asks_is_answered(world: RolloutWorld):
     world.broker.retained.clear()
     world.uplink.handle(topics.get("cam-1"), ASK)
     assert world.document("cam-1")[0].assignment == before.assignment
+    assert world.greeted == ["cam-1"]
 
 
 @pytest.mark.parametrize(

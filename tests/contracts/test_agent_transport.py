@@ -29,6 +29,7 @@ class Events:
         self.connected = 0
         self.disconnected: list[str] = []
         self.desired: list[bytes] = []
+        self.asked: list[bytes] = []
         self.refused: list[str] = []
 
     def on_connected(self) -> None:
@@ -42,6 +43,9 @@ class Events:
 
     def on_desired(self, payload: bytes) -> None:
         self.desired.append(payload)
+
+    def on_renew(self, payload: bytes) -> None:
+        self.asked.append(payload)
 
 
 class Done:

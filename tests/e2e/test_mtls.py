@@ -28,6 +28,7 @@ class Heard:
         self.refused = threading.Event()
         self.why = ""
         self.desired: list[bytes] = []
+        self.asked: list[bytes] = []
 
     def on_connected(self) -> None:
         self.connected.set()
@@ -41,6 +42,9 @@ class Heard:
 
     def on_desired(self, payload: bytes) -> None:
         self.desired.append(payload)
+
+    def on_renew(self, payload: bytes) -> None:
+        self.asked.append(payload)
 
 
 def transport(settings: MqttSettings) -> MqttTransport:

@@ -215,6 +215,8 @@ class MqttTransport:
     def _on_message(self, topic: str, payload: bytes) -> None:
         if topic == topics.desired(self._device):
             self._events.on_desired(payload)
+        elif topic == topics.renew(self._device) and payload:
+            self._events.on_renew(payload)
 
 
 class _Link:

@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
+from tuf.api.metadata import Targets
 
 from edgefleet_agent import durable
 from edgefleet_agent.ports import Clock
+from edgefleet_agent.trust.catalog import Catalog
 from edgefleet_agent.trust.evidence import Evidence, Opened, cases, gather, open_document
 from edgefleet_agent.trust.floors import Floors, FloorStore, ModelFloor
-from edgefleet_shared import strict_json
+from edgefleet_shared import bundle, strict_json
+from edgefleet_shared.bundle import BundleFetcher
 from edgefleet_shared.errors import EdgeFleetError, TrustError
 from edgefleet_shared.install import DeviceIdentity, why_not
 from edgefleet_shared.messages import Assignment
@@ -103,6 +106,26 @@ class Acceptance:
             return Accepted(known, opened.desired.blobs)
         return self._judge(payload, opened)
 
+    def director(self, packed: bytes) -> Targets:
+        """Return the verified targets of a bundle, which say whose word is the director's.
+
+        Raises:
+            TrustError: It does not verify, is below a floor, or the floors are lost.
+        """
+        floors = self._floors.current
+        if floors is None:
+            raise _floors_lost()
+        now = self.now()
+        fetcher = BundleFetcher(bundle.decode(packed))
+        catalog = Catalog(self._cache, fetcher, self._root, now, floors)
+        raised = catalog.raise_floors(floors, [])
+        self._raise(Evidence(raised, catalog.expires, None, {}, None), now)
+        return catalog.targets
+
+    def rekey(self, who: DeviceIdentity) -> None:
+        """Judge as this device from now on: it has another key."""
+        self._who = who
+
     def _same(self, envelope: bytes) -> Assignment | None:
         payload = durable.read_bytes(self._file)
         if payload is None:
@@ -118,11 +141,7 @@ class Acceptance:
     def _judge(self, payload: bytes, opened: Opened) -> Accepted:
         floors = self._floors.current
         if floors is None:
-            raise TrustError(
-                "Both floor files are lost, so nothing new can be believed.",
-                code="floor_lost",
-                hint="Enrol the device anew; what runs goes on running.",
-            )
+            raise _floors_lost()
         now = self.now()
         evidence = gather(opened, self._cache, self._root, now, floors)
         # Genuine whatever the assignment is, so they hold even if it is refused.
@@ -145,6 +164,14 @@ class Acceptance:
                 floors = msgspec.structs.replace(floors, time=time)
         self._floors.commit(floors)
         return floors
+
+
+def _floors_lost() -> TrustError:
+    return TrustError(
+        "Both floor files are lost, so nothing new can be believed.",
+        code="floor_lost",
+        hint="Enrol the device anew; what runs goes on running.",
+    )
 
 
 def _counted(floors: Floors, assignment: Assignment) -> Floors:

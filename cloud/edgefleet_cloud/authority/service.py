@@ -35,8 +35,22 @@ class Certificates:
         self._disconnector = disconnector
         self._clock = clock
 
-    def issue(self, session: Session, device_id: str, key: EllipticCurvePublicKey) -> str:
-        """Return a new certificate of a device as PEM; it is remembered by its serial number."""
+    def issue(
+        self,
+        session: Session,
+        device_id: str,
+        key: EllipticCurvePublicKey,
+        *,
+        for_session: bool = False,
+    ) -> str:
+        """Return a new certificate of a device as PEM; it is remembered by its serial number.
+
+        Args:
+            session: The transaction.
+            device_id: Whose.
+            key: What it certifies.
+            for_session: Whether the key is for TLS alone, and not the device's.
+        """
         pem = self.ca.sign(key, self._fleet, device_id, self._clock())
         certificate = x509.load_pem_x509_certificate(pem.encode())
         session.add(
@@ -47,6 +61,8 @@ class Certificates:
                 issuer=self.ca.issuers[0].digest,
                 not_before=format_time(certificate.not_valid_before_utc),
                 not_after=format_time(certificate.not_valid_after_utc),
+                pem=pem,
+                session=for_session,
             )
         )
         return pem
@@ -61,10 +77,31 @@ class Certificates:
         after_commit(session, lambda: self._disconnector.disconnect(device_id))
         return found
 
+    def supersede(self, session: Session, device_id: str, keep: str) -> None:
+        """Revoke a device's certificates for other keys than the one of digest `keep`."""
+        now = format_time(self._clock())
+        repository.supersede(session, device_id, keep, now, sessions=True)
+
     def revoked(self, session: Session) -> Sequence[Revoked]:
         """Return what a revocation list must hold: what was revoked and would still be valid."""
         rows = repository.revoked(session, format_time(self._clock()))
         return [Revoked(int(row.serial, 16), parse_time(row.revoked or "")) for row in rows]
+
+    def current(self, session: Session, device_id: str, key: str) -> str | None:
+        """Return the certificate of a device's key that a device may still use, as PEM; or None.
+
+        That is one that has not expired and whose authority is trusted and the newest.
+        """
+        now = format_time(self._clock())
+        newest = self.ca.issuers[0].digest
+        for row in repository.of_device(session, device_id):
+            if (row.key, row.issuer, row.revoked) == (key, newest, None) and row.not_after > now:
+                return row.pem or None
+        return None
+
+    def newest(self, session: Session, device_id: str) -> CertificateRow | None:
+        """Return the certificate that a device got last, or None."""
+        return repository.newest(session, device_id)
 
     def of_device(self, session: Session, device_id: str) -> Sequence[CertificateRow]:
         """Return a device's certificates, newest first."""

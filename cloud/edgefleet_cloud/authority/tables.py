@@ -13,8 +13,10 @@ class CertificateRow(SQLModel, table=True):
         device: Whose it is.
         key: Digest of the key's SPKI DER.
         issuer: Digest of the key that signed it.
-        revoked: Since when it counts no more, or None.
+        revoked: Since when it counts no more, perhaps a time to come; or None.
         reason: Why it was revoked; '' if it was not.
+        pem: The certificate.
+        session: Whether it is for TLS alone, of a device whose key lies on a token.
     """
 
     __tablename__ = "certificates"
@@ -27,3 +29,5 @@ class CertificateRow(SQLModel, table=True):
     not_after: str
     revoked: str | None = None
     reason: str = ""
+    pem: str = ""
+    session: bool = False

@@ -77,6 +77,13 @@ def decommission_device(
         )
 
 
+@router.post("/{device_id}/revoke", dependencies=[allow("devices.provision")])
+def revoke_device(devices: Service, db: Db, scope: Scoped, actor: Actor, device_id: str) -> Device:
+    """Take a device's key and certificates back and end its connection; a ticket readmits it."""
+    with db.write() as session:
+        return Device.of(devices.revoke(session, devices.get(session, device_id, scope), actor))
+
+
 @router.get("/{device_id}/state", dependencies=[allow("devices.read")])
 def get_device_state(devices: Service, db: Db, scope: Scoped, device_id: str) -> DeviceState:
     """Answer what a device should run beside what it last reported."""

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
+
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from securesystemslib.signer import Key, SSlibKey
+from sqlmodel import Session
 
+from edgefleet_cloud.authority import repository as certificates
 from edgefleet_cloud.database import Database
 from edgefleet_cloud.devices import repository
 from edgefleet_cloud.devices.tables import ENROLLED, DeviceRow
+from edgefleet_shared.times import format_time, parse_time
+
+OVERLAP = timedelta(minutes=10)
+"""How long a key counts after its successor was heard: what it signed may still be on its way."""
 
 
 def key_of_row(row: DeviceRow | None) -> Key | None:
@@ -15,6 +23,28 @@ def key_of_row(row: DeviceRow | None) -> Key | None:
     if row is None or row.state != ENROLLED or not row.public_key:
         return None
     return SSlibKey.from_crypto(load_pem_public_key(row.public_key.encode()))
+
+
+def previous_key_of_row(row: DeviceRow, now: datetime) -> Key | None:
+    """Return the key that a device signed with before its last renewal, while it counts; or None.
+
+    It counts until its successor has been heard, for until then the device may not even know that
+    it was renewed; and ten minutes more, for what is still on its way.
+    """
+    if row.state != ENROLLED or not row.previous_key:
+        return None
+    if row.previous_until is not None and parse_time(row.previous_until) <= now:
+        return None
+    return SSlibKey.from_crypto(load_pem_public_key(row.previous_key.encode()))
+
+
+def heard(session: Session, row: DeviceRow, now: datetime) -> None:
+    """Note that a device has signed with its present key: the one before it soon counts no more."""
+    if row.previous_key and row.previous_until is None:
+        end = format_time(now + OVERLAP)
+        row.previous_until = end
+        session.add(row)
+        certificates.supersede(session, row.id, keep=row.key, since=end)
 
 
 class DeviceKeys:

@@ -8,10 +8,11 @@ from typing import Any
 from sqlmodel import Session
 
 from edgefleet_cloud.auth.caller import Scope
+from edgefleet_cloud.database import reason_of
 from edgefleet_cloud.devices import repository
 from edgefleet_cloud.devices.labels import check_hardware, check_labels, patch
 from edgefleet_cloud.devices.scoping import check_stays, covers
-from edgefleet_cloud.devices.tables import DECOMMISSIONED, DeviceRow
+from edgefleet_cloud.devices.tables import DECOMMISSIONED, REVOKED, DeviceRow
 from edgefleet_cloud.errors import ConflictError, NotFoundError
 from edgefleet_cloud.filters import Node, parse
 from edgefleet_cloud.paging import PageQuery, paginate
@@ -20,6 +21,9 @@ from edgefleet_shared.identifiers import check_name
 from edgefleet_shared.messages import SlotAssignment
 from edgefleet_shared.steps import Step
 from edgefleet_shared.times import format_time
+
+Revoke = Callable[[Session, str, str], object]
+"""Takes all certificates of a device back, for a reason; answered by the authority."""
 
 DesiredSlots = Callable[[Session, str], Mapping[str, SlotAssignment]]
 """What a device's newest assignment says, by slot; answered by the room that assigns."""
@@ -30,6 +34,11 @@ def nothing_desired(_session: Session, _device_id: str) -> Mapping[str, SlotAssi
     return {}
 
 
+def no_certificates(_session: Session, _device_id: str, _reason: str) -> int:
+    """Answer where no certificates were given."""
+    return 0
+
+
 class Devices:
     """The devices of the fleet.
 
@@ -37,6 +46,7 @@ class Devices:
         events: Told of what operators change.
         desired: Knows what a device should run.
         clock: Dates what is created.
+        revoke: Takes certificates back.
     """
 
     def __init__(
@@ -44,9 +54,11 @@ class Devices:
         events: EventSink,
         desired: DesiredSlots = nothing_desired,
         clock: Clock = system_clock,
+        revoke: Revoke = no_certificates,
     ) -> None:
         self._events = events
         self._clock = clock
+        self._revoke = revoke
         self.desired = desired
 
     def get(self, session: Session, device_id: str, scope: Scope = None) -> DeviceRow:
@@ -169,13 +181,37 @@ class Devices:
         """Take a device out for good: its key counts no more. Doing it again changes nothing."""
         if row.state != DECOMMISSIONED:
             before = described(row)
-            row.state, row.online = DECOMMISSIONED, False
-            row.revision += 1
-            session.add(row)
-            self._tell(
-                session, row, "decommissioned", f"{row.id} is decommissioned.", actor, before
-            )
+            self._shut_out(session, row, DECOMMISSIONED, "decommissioned")
+            message = f"{row.id} is decommissioned."
+            self._tell(session, row, "decommissioned", message, actor, before)
         return row
+
+    def revoke(self, session: Session, row: DeviceRow, actor: str) -> DeviceRow:
+        """Take a device's key and certificates back, and end its connection after the commit.
+
+        With a new ticket it may enrol again. Doing it again ends its connection again.
+
+        Raises:
+            ConflictError: It is decommissioned, or has never enrolled (code `not_enrolled`).
+        """
+        refuse_decommissioned(row)
+        if not row.key:
+            raise ConflictError(
+                f"{row.id} has no key that could be revoked.",
+                code="not_enrolled",
+                hint="It has not enrolled yet.",
+            )
+        before = described(row)
+        self._shut_out(session, row, REVOKED, reason_of(session) or "revoked")
+        self._tell(session, row, "revoked", f"{row.id} is revoked.", actor, before)
+        return row
+
+    def _shut_out(self, session: Session, row: DeviceRow, state: str, reason: str) -> None:
+        row.state, row.online = state, False
+        row.previous_key, row.previous_until, row.renewal_asked = "", None, None
+        row.revision += 1
+        session.add(row)
+        self._revoke(session, row.id, reason)
 
     def _tell(
         self,

@@ -9,6 +9,7 @@ from sqlmodel import Field, SQLModel
 
 REGISTERED = "registered"
 ENROLLED = "enrolled"
+REVOKED = "revoked"
 DECOMMISSIONED = "decommissioned"
 
 
@@ -19,6 +20,9 @@ class DeviceRow(SQLModel, table=True):
         revision: Grows with each change by an operator; the ETag.
         public_key: PEM of its key; '' before enrolment.
         key: Digest of the key's SPKI DER; '' before enrolment.
+        previous_key: PEM of the key before the last renewal; '' if it counts no more.
+        previous_until: Until when it counts; None: until its successor has been heard.
+        renewal_asked: Since when the device is asked to renew, or None.
         enrollment: How many times it enrolled. A new enrolment starts its sequences anew.
         counter: Newest assignment counter that was given out for it; never shrinks.
         boot: Which start of the agent spoke last.
@@ -36,6 +40,9 @@ class DeviceRow(SQLModel, table=True):
     state: str = Field(default=REGISTERED, index=True)
     public_key: str = ""
     key: str = ""
+    previous_key: str = ""
+    previous_until: str | None = None
+    renewal_asked: str | None = None
     enrollment: int = 0
     counter: int = 0
     online: bool = False

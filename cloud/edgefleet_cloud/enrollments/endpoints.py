@@ -10,11 +10,19 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 
 from edgefleet_cloud.auth.guards import Scoped, allow, anyone, limited
+from edgefleet_cloud.devices.schemas import Device
+from edgefleet_cloud.enrollments.asking import Asking
+from edgefleet_cloud.enrollments.renewals import Renewals
 from edgefleet_cloud.enrollments.service import Enrolled, Enrollments
-from edgefleet_cloud.web import Actor, Db, part
+from edgefleet_cloud.errors import ForbiddenError
+from edgefleet_cloud.web import Actor, Db, decode_base64, part
+from edgefleet_shared.errors import InvalidInputError, TrustError
 
 tickets = APIRouter(prefix="/v1/devices", tags=["enrollments"])
 router = APIRouter(prefix="/v1/enrollments", tags=["enrollments"])
+renewals = APIRouter(prefix="/v1/renewals", tags=["enrollments"])
+Asks = Annotated[Asking, Depends(part(Asking))]
+Renewing = Annotated[Renewals, Depends(part(Renewals))]
 Service = Annotated[Enrollments, Depends(part(Enrollments))]
 
 
@@ -124,6 +132,55 @@ def make_ticket(
     with db.write() as session:
         issued = enrollments.issue(session, device_id, life, actor, scope)
     return Ticket(ticket=issued.text, not_after=issued.not_after)
+
+
+class RenewalRequest(BaseModel):
+    """Who asks, and the request in base64: a DSSE envelope signed by the device's present key."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"device": "cam-1", "request": "eyJwYXlsb2FkIjo..."}]},
+    )
+
+    device: str = Field(max_length=200)
+    request: str = Field(max_length=65536)
+
+
+class RenewalAnswer(BaseModel):
+    """In base64: the director's DSSE envelope, and the TUF files that say who the director is."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"renewed": "eyJwYXlsb2FkIjo...", "bundle": "eyJ2Ijox..."}]}
+    )
+
+    renewed: str
+    bundle: str
+
+
+@tickets.post("/{device_id}/renew", status_code=202, dependencies=[allow("devices.provision")])
+def ask_to_renew(asking: Asks, db: Db, scope: Scoped, actor: Actor, device_id: str) -> Device:
+    """Ask a device to renew its key and certificate, now or on its next contact."""
+    with db.write() as session:
+        return Device.of(asking.ask(session, device_id, actor, scope))
+
+
+@renewals.post(
+    "", dependencies=[anyone("the device's own key authorises it"), limited("a device's key")]
+)
+def renew_device(service: Renewing, db: Db, body: RenewalRequest) -> RenewalAnswer:
+    """Renew a device's key. The device's present key authorises it; no token is needed."""
+    sealed = decode_base64(body.request, "The request")
+    try:
+        with db.write() as session:
+            answer = service.renew(session, body.device, sealed)
+    except (InvalidInputError, TrustError, ForbiddenError) as error:
+        with db.write() as session:
+            service.refuse(session, body.device, error)
+        raise
+    return RenewalAnswer(
+        renewed=base64.b64encode(answer.sealed).decode(),
+        bundle=base64.b64encode(answer.bundle).decode(),
+    )
 
 
 @router.post(

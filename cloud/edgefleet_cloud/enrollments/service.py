@@ -132,10 +132,12 @@ class Enrollments:
         if not again:
             # A new key starts a new life: what the old one numbered says nothing about it.
             row.state, row.public_key, row.key = ENROLLED, described.pem, described.digest
+            row.previous_key, row.previous_until, row.renewal_asked = "", None, None
             row.enrollment += 1
             row.revision += 1
             row.reported_seq = 0
             session.add(row)
+            self._certificates.supersede(session, row.id, keep=row.key)
         message = f"{row.id} {'was answered again' if again else 'enrolled'}."
         after = device_state(row)
         self._tell(session, row, "device.enrolled", message, f"devices/{row.id}", before, after)

@@ -5,18 +5,20 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import msgspec
+from securesystemslib.signer import Key
 from sqlmodel import Session
 
 from edgefleet_cloud.database import Database
 from edgefleet_cloud.devices import repository as devices
-from edgefleet_cloud.devices.keys import key_of_row
+from edgefleet_cloud.devices.keys import heard, key_of_row, previous_key_of_row
 from edgefleet_cloud.devices.tables import ENROLLED, DeviceRow
 from edgefleet_cloud.ports import Clock, EventSink, system_clock
+from edgefleet_cloud.refusals import Refusals
 from edgefleet_cloud.reports.items import Items
 from edgefleet_cloud.reports.opening import open_batch, open_presence, open_reported
-from edgefleet_cloud.reports.refusals import Refusals
 from edgefleet_shared.errors import EdgeFleetError, InvalidInputError, TrustError
 from edgefleet_shared.messages import Batch, Presence, Reported
 from edgefleet_shared.steps import Step
@@ -70,27 +72,33 @@ class Ingest:
             UnavailableError: The database does not take it now; the message must come again.
         """
         try:
-            key, message = self._open(device_id, kind, rest, payload)
+            opened = self._open(device_id, kind, rest, payload)
             with self._database.write() as session:
-                row = _still_enrolled(session, device_id, key)
-                self._store(session, row, message)
+                row = _still_enrolled(session, device_id, opened.key)
+                if opened.proves_key:
+                    heard(session, row, self._clock())
+                self._store(session, row, opened.message)
         except (InvalidInputError, TrustError) as error:
             self._refuse(device_id, "/".join(filter(None, (kind, rest))), error)
 
-    def _open(self, device_id: str, kind: str, rest: str, payload: bytes) -> tuple[str, Message]:
-        """Return the digest of the key that was asked, and the message that it vouches for."""
+    def _open(self, device_id: str, kind: str, rest: str, payload: bytes) -> _Opened:
         with self._database.read() as session:
             row = devices.find(session, device_id)
         key = key_of_row(row)
         if row is None or key is None:
             raise TrustError("No such device is enrolled.", code="unknown_device")
         if kind == "presence" and not rest:
-            return row.key, open_presence(payload)
-        if kind == "reported" and not rest:
-            return row.key, open_reported(payload, key, device_id)
-        if kind == "ev":
-            return row.key, open_batch(payload, key, device_id, rest)
-        raise InvalidInputError("Nothing is sent on this topic.", code="unknown_topic")
+            return _Opened(row.key, open_presence(payload), proves_key=False)
+        if not (kind == "ev" or (kind == "reported" and not rest)):
+            raise InvalidInputError("Nothing is sent on this topic.", code="unknown_topic")
+        try:
+            return _Opened(row.key, _signed(kind, payload, key, device_id, rest), proves_key=True)
+        except TrustError as error:
+            previous = previous_key_of_row(row, self._clock())
+            if error.code != "signature" or previous is None:
+                raise
+            message = _signed(kind, payload, previous, device_id, rest)
+            return _Opened(row.key, message, proves_key=False)
 
     def _store(self, session: Session, row: DeviceRow, message: Message) -> None:
         if isinstance(message, Presence):
@@ -170,6 +178,20 @@ class Ingest:
             message=f"A message of {device_id[:80]} was refused: {error.message}",
             data={"code": error.code, "message": what[:80], "untold_before": untold},
         )
+
+
+class _Opened(NamedTuple):
+    """A message, the digest of the device's key when it came, and whether that key signed it."""
+
+    key: str
+    message: Message
+    proves_key: bool
+
+
+def _signed(kind: str, payload: bytes, key: Key, device_id: str, rest: str) -> Reported | Batch:
+    if kind == "reported":
+        return open_reported(payload, key, device_id)
+    return open_batch(payload, key, device_id, rest)
 
 
 def _still_enrolled(session: Session, device_id: str, key: str) -> DeviceRow:

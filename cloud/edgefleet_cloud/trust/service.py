@@ -145,7 +145,11 @@ class Trust:
         self._warn()
 
     def sign(self, assignment: Assignment) -> bytes:
-        """Return the DSSE envelope of an assignment.
+        """Return the DSSE envelope of an assignment; raises as `seal`."""
+        return self.seal(strict_json.encode(assignment), ASSIGNMENT_TYPE)
+
+    def seal(self, payload: bytes, payload_type: str) -> bytes:
+        """Return the DSSE envelope of a payload, signed by the director.
 
         Raises:
             TrustError: The owners no longer let the server's director key sign (`director_key`).
@@ -153,7 +157,7 @@ class Trust:
         signer = self._signers.director
         if signer is None:
             raise _no_director("director_key")
-        return dsse.seal(strict_json.encode(assignment), ASSIGNMENT_TYPE, signer)
+        return dsse.seal(payload, payload_type, signer)
 
     def sign_head(self, payload: bytes) -> bytes | None:
         """Return the DSSE envelope of a statement about the log; None without a key for it."""

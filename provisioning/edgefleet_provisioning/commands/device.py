@@ -144,6 +144,33 @@ def history(
     session.output.table(items, columns, [tuple(i.get(c) for c in columns) for i in items])
 
 
+@app.command("renew")
+@connected
+def renew(session: Session, device: KnownId) -> None:
+    """Ask a device to renew its key and certificate, now or when it connects next."""
+    found = session.api.post(f"/v1/devices/{segment(device)}/renew", {})
+    when = "now" if found["online"] else "when it connects next"
+    session.output.result(found, f"{device} is asked to renew {when}.")
+
+
+@app.command("revoke")
+@connected
+def revoke(
+    session: Session,
+    device: KnownId,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Take a device's key and certificates back and end its connection; a ticket readmits it."""
+    if session.output.interactive and not yes:
+        typer.confirm(f"Revoke {device}?", abort=True)
+    found = session.api.post(f"/v1/devices/{segment(device)}/revoke", {})
+    session.output.result(
+        found,
+        f"{device} is revoked: nothing that it says counts. "
+        f"To readmit it: edgefleet device ticket {device}",
+    )
+
+
 @app.command("rm")
 @connected
 def remove(

@@ -1,0 +1,104 @@
+"""Renewal of real devices in a real fleet, while their models answer."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+
+from edgefleet_provisioning.demo.digits import build
+from edgefleet_provisioning.demo.fleet import AGENT, Fleet
+from edgefleet_provisioning.demo.narrator import Narrator
+from edgefleet_provisioning.demo.processes import run_json
+from tests.e2e.world import World, until
+
+
+@pytest.fixture(scope="module")
+def world():
+    """A fleet of its own, for its authority is replaced: two devices that run digits 1.0.0."""
+    folder = Path(tempfile.mkdtemp(prefix="ef-id-", dir="/tmp"))
+    before = dict(os.environ)
+    fleet = Fleet(folder, 2, Narrator(to_stderr=True))
+    try:
+        digits = build(folder)
+        fleet.init()
+        fleet.start_cloud()
+        fleet.start_agents()
+        whole = World(fleet, digits)
+        for version in digits.models:
+            whole.publish(version)
+        assert whole.roll_out("1.0.0")["state"] == "completed"
+        yield whole
+    finally:
+        fleet.close()
+        os.environ.clear()
+        os.environ.update(before)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def certificate(world: World, name: str) -> x509.Certificate:
+    """Return the certificate that a device has now."""
+    path = world.fleet.folder / name / "state" / "identity" / "device.crt"
+    return x509.load_pem_x509_certificate(path.read_bytes())
+
+
+def device(world: World, name: str) -> dict:
+    """Return what the API says of a device."""
+    return world.fleet.get(f"/v1/devices/{name}")
+
+
+def in_sync(world: World, name: str) -> bool:
+    """Return whether a device is online and has taken its newest assignment."""
+    state = world.fleet.get(f"/v1/devices/{name}/state")
+    return state["in_sync"] and device(world, name)["online"]
+
+
+def agent(world: World, name: str, *arguments: str):
+    """Run one command of the agent's; return its JSON."""
+    config = world.fleet.folder / name / "agent.toml"
+    return run_json([*AGENT, *arguments, "--config", str(config), "--json"])
+
+
+def refused(world: World, after: int) -> list[dict]:
+    """Return the events about refused reports and renewals since one."""
+    kinds = {"report.refused", "device.renewal_refused"}
+    return [e for e in world.events() if e["id"] > after and e["type"] in kinds]
+
+
+def test_a_device_renews_while_its_model_answers(world):
+    """A new key, certificate and assignment; no request fails and no report is lost."""
+    before, since = device(world, "cam-1"), world.last_event()
+    with world.load("cam-1") as client:
+        answer = agent(world, "cam-1", "renew")
+        until("the new assignment", lambda: in_sync(world, "cam-1"))
+    after = device(world, "cam-1")
+    assert after["key"] != before["key"]
+    assert after["counter"] == before["counter"] + 1
+    assert answer["serial"] == f"{certificate(world, 'cam-1').serial_number:X}"
+    assert client.rows
+    assert not client.errors
+    assert not refused(world, since)
+    until("its event", lambda: any(e["type"] == "device.renewed" for e in world.events()))
+    assert world.roll_out("2.0.0")["state"] == "completed"
+
+
+def test_an_operator_asks_a_device_to_renew(world):
+    """The word reaches a device that is online at once, and one that was off when it connects."""
+    before = {name: device(world, name)["key"] for name in world.names}
+    for name in world.names:
+        world.fleet.processes.end(name)
+    world.restart_agent("cam-1")
+    until("cam-1 online", lambda: in_sync(world, "cam-1"))
+    for name in world.names:
+        world.fleet.edgefleet("device", "renew", name)
+    until("cam-1's new key", lambda: device(world, "cam-1")["key"] != before["cam-1"])
+    assert device(world, "cam-2")["key"] == before["cam-2"]
+    world.restart_agent("cam-2")
+    until("cam-2's new key", lambda: device(world, "cam-2")["key"] != before["cam-2"])
+    for name in world.names:
+        until(f"{name} in sync", lambda name=name: in_sync(world, name))
+        assert world.version(name) == "2.0.0"
