@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import sys
 import time
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TextIO
 
@@ -117,6 +119,7 @@ def build(
         hardware=config.hardware_id,
         accelerators=usable_accelerators(),
         threads=config.inference.threads,
+        software=_software(),
     )
     parts = Parts(
         config=config,
@@ -134,6 +137,15 @@ def build(
     gateway_environ.pop("NOTIFY_SOCKET", None)
     daemon = Daemon(parts, lambda events: GatewayLink(run, command, gateway_environ, events))
     return daemon
+
+
+def _software() -> str:
+    """Return agent and runtimes with their versions; reads no more than what pip wrote."""
+    found = [f"edgefleet-agent {__version__}"]
+    for name in ("onnxruntime", "ai-edge-litert"):
+        with contextlib.suppress(PackageNotFoundError):
+            found.append(f"{name} {version(name)}")
+    return ", ".join(found)
 
 
 def _fetcher(

@@ -6,10 +6,11 @@ import threading
 
 import msgspec
 
-from edgefleet_agent.errors import DeploymentError
+from edgefleet_agent.errors import DeploymentError, ProofError
 from edgefleet_agent.ipc.control import Outcome
 from edgefleet_agent.journal import VersionRef
 from edgefleet_agent.ledger import Ledger
+from edgefleet_agent.quarantine import after_failure, barred
 from edgefleet_agent.toolbox import Toolbox
 from edgefleet_shared.errors import (
     IncompatibleError,
@@ -67,6 +68,14 @@ class Staging:
                 detail="The publisher has raised the security floor above this version.",
             )
             return False
+        failures, software = self._ledger.record.failures, self._tools.software
+        if held := barred(failures, target.manifest, software):
+            self._ledger.move(
+                _E.REJECT,
+                reason="quarantined",
+                detail=f"It has failed its proof here ({held.reason}). Publish a new version.",
+            )
+            return False
         try:
             return self._fetch(target) and self._verify_and_load()
         except InvalidInputError as error:
@@ -75,6 +84,9 @@ class Staging:
             self._ledger.move(event, reason=error.code, detail=str(error))
         except IncompatibleError as error:
             self._ledger.move(_E.REJECT, reason=error.code, detail=str(error))
+        except ProofError as error:
+            failures = after_failure(failures, target.manifest, error.code, software)
+            self._ledger.move(_E.FAIL, reason=error.code, detail=str(error), failures=failures)
         except DeploymentError as error:
             self._ledger.move(_E.FAIL, reason=error.code, detail=str(error))
         except UnavailableError as error:
@@ -134,7 +146,7 @@ class Staging:
 
     def _tell(self, outcome: Outcome, step: Step) -> None:
         if not outcome.ok:
-            raise DeploymentError(
+            raise ProofError(
                 outcome.message or "The gateway could not load the model.",
                 code=outcome.code or "load_failed",
             )

@@ -17,6 +17,12 @@ class FetchError(UnavailableError):
     default_code = "fetch_failed"
 
 
+class ProofError(EdgeFleetError):
+    """The gateway could not load or prove a version; `code` is its outcome's."""
+
+    default_code = "load_failed"
+
+
 class DeploymentError(EdgeFleetError):
     """A deployment cannot go on; `code` is the reason that is reported."""
 

@@ -9,6 +9,7 @@ from typing import Literal
 import msgspec
 
 from edgefleet_agent import durable
+from edgefleet_agent.quarantine import Failures
 from edgefleet_shared import strict_json
 from edgefleet_shared.errors import InvalidInputError
 from edgefleet_shared.messages import SlotAssignment, SwapReceipt
@@ -59,6 +60,7 @@ class Deployment(msgspec.Struct, frozen=True):
 class SlotRecord(msgspec.Struct, frozen=True):
     """One slot. `quarantined` holds ids of deployments that were rolled back, newest last.
 
+    `failures` holds digests that could not be proved, see `quarantine`.
     `receipt` is a swap receipt that the outbox does not hold yet.
     """
 
@@ -66,6 +68,7 @@ class SlotRecord(msgspec.Struct, frozen=True):
     previous: VersionRef | None = None
     deployment: Deployment | None = None
     quarantined: list[str] = []
+    failures: dict[str, Failures] = {}
     receipt: SwapReceipt | None = None
 
     def needs(self) -> set[str]:

@@ -34,6 +34,7 @@ class Toolbox(NamedTuple):
         hardware: What packages must name to run here.
         accelerators: Kinds that are usable here.
         threads: Intra-op threads a worker.
+        software: Agent and runtimes that are here, with their versions.
     """
 
     journal: Journal
@@ -47,6 +48,7 @@ class Toolbox(NamedTuple):
     hardware: str
     accelerators: frozenset[str]
     threads: int
+    software: str
 
     def why_not_serve(self, model: str, release_counter: int) -> str:
         """Return '' if a version may serve by today's floors, else the code why not."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from onnx import AttributeProto, ModelProto, SparseTensorProto, helper, numpy_helper
+from onnx import AttributeProto, ModelProto, SparseTensorProto, TensorProto, helper, numpy_helper
 
 from tests.provisioning import bad_models as bad
 
@@ -63,6 +63,50 @@ def function(location: str) -> ModelProto:
 def memory() -> ModelProto:
     """Data at an address in the runtime's own memory."""
     return bad.with_external("*/_ORT_MEM_ADDR_/*", offset=4096)
+
+
+def spinning() -> ModelProto:
+    """A Loop of 2^62 rounds whose result is the answer, so that no optimiser can drop it."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go"], ["go_out"]),
+            helper.make_node("Abs", ["before"], ["after"]),
+        ],
+        "body",
+        [bad.value("i", TensorProto.INT64, ()), bad.value("go", TensorProto.BOOL, ()),
+         bad.value("before", shape=("n", 2))],
+        [bad.value("go_out", TensorProto.BOOL, ()), bad.value("after", shape=("n", 2))],
+    )  # fmt: skip
+    constants = [
+        numpy_helper.from_array(np.array(2**62), "trips"),
+        numpy_helper.from_array(np.array(True), "yes"),
+        bad.weights(),
+    ]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["first"]),
+        helper.make_node("Loop", ["trips", "yes", "first"], ["y"], body=body),
+    ]
+    return bad.build(nodes, constants)
+
+
+def huge(elements: int) -> ModelProto:
+    """A tensor of so many ones, summed into the answer, so that it must be made."""
+    constant = numpy_helper.from_array(np.array([elements], np.int64), "shape")
+    one = numpy_helper.from_array(np.ones(1, np.float32), "one")
+    nodes = [
+        helper.make_node("ConstantOfShape", ["shape"], ["big"], value=one),
+        helper.make_node("ReduceSum", ["big"], ["sum"], keepdims=0),
+        helper.make_node("MatMul", ["x", "w"], ["small"]),
+        helper.make_node("Add", ["small", "sum"], ["y"]),
+    ]
+    return bad.build(nodes, [constant, bad.weights()])
+
+
+def lying(dims: list[int]) -> ModelProto:
+    """Weights whose shape says much more than there are bytes."""
+    model = bad.good()
+    model.graph.initializer[0].dims[:] = dims
+    return model
 
 
 PATH = "external_data_path"

@@ -7,23 +7,26 @@ import os
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 from onnx import onnx_ml_pb2
 
 from edgefleet_agent.ipc import control
 from edgefleet_agent.ipc.frames import Order
+from edgefleet_agent.quarantine import KEPT, PROOFS_MAX, after_failure, barred
 from edgefleet_agent.store import Store
 from edgefleet_agent.worker import compose, lint, opening
 from edgefleet_shared.errors import InvalidInputError, TrustError
-from edgefleet_shared.identifiers import sha256_digest
-from edgefleet_shared.package import decode_manifest
+from edgefleet_shared.identifiers import new_id, sha256_digest
+from edgefleet_shared.package import Golden, Limits, decode_manifest
 from tests.adversarial import hostile_models
-from tests.adversarial.device import Device
+from tests.adversarial.device import Device, with_files
 from tests.adversarial.hostile_models import VARIANTS
 from tests.adversarial.manifests import manifest_with
+from tests.adversarial.mutants import Bench
 from tests.agent.gateways import Gateway, fp32
-from tests.agent.world import World
-from tests.models import Package, linear, package
+from tests.agent.world import World, until
+from tests.models import Package, golden_bytes, linear, package
 from tests.provisioning import bad_models as bad
 
 
@@ -187,3 +190,154 @@ def test_49_code_cannot_be_expressed_in_a_manifest():
         with pytest.raises(InvalidInputError) as caught:
             decode_manifest(data)
         assert caught.value.code == "manifest_session_option"
+
+
+def memory_kb(pid: int | str) -> int:
+    """Return a process's resident memory."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    return int(text.split("VmRSS:")[1].split()[0])
+
+
+def quick(manifest):
+    """Give a package two seconds and 256 MB."""
+    variant = manifest.variants[0]
+    variant = msgspec.structs.replace(variant, limits=Limits(memory_mb=256, load_s=2))
+    return msgspec.structs.replace(manifest, variants=[variant])
+
+
+BOMBS = {
+    "3 GiB": (hostile_models.huge(3 * 2**28), {"out_of_memory"}),
+    "1 TiB": (hostile_models.huge(2**38), {"out_of_memory"}),
+    "shape lies": (hostile_models.lying([2**20, 2**20]), {"load_failed", "out_of_memory"}),
+    "shape overflows": (hostile_models.lying([2**32, 2**32]), {"load_failed", "out_of_memory"}),
+    "endless loop": (hostile_models.spinning(), {"load_timeout"}),
+}
+
+
+def test_50_bombs_end_the_canary_and_nothing_else(world, device):
+    """Memory, time and lying shapes: the limits end the proving process; all else is as before."""
+    pid = device.daemon.gateway().state.pid
+    before = memory_kb(pid), memory_kb("self")
+    for number, (name, (model, codes)) in enumerate(BOMBS.items(), 2):
+        slot = world.publish(f"{number}.0.0", body=model.SerializeToString(), change=quick)
+        device.assign(slot)
+        report = device.fails(slot)
+        assert (report["state"], report["reason"] in codes) == ("failed", True), (name, report)
+        assert device.answers() == 8.0, name
+        assert device.daemon.gateway().state.pid == pid
+    assert memory_kb(pid) - before[0] < 8_000
+    assert memory_kb("self") - before[1] < 40_000  # agentd, and the test that it runs in
+
+
+def again(slot):
+    """Return the same version under a deployment of its own, as an operator orders it anew."""
+    return msgspec.structs.replace(slot, deployment=new_id())
+
+
+def proofs(device) -> int:
+    """Return how often the device has begun to prove something."""
+    return sum(event["code"] == "preparing" for event in device.transport.items("events"))
+
+
+def test_50_a_digest_that_keeps_failing_is_quarantined(world, device):
+    """Three signed orders are three proofs; the fourth is rejected without one."""
+    slot = world.publish("2.0.0", body=BOMBS["1 TiB"][0].SerializeToString(), change=quick)
+    for _ in range(PROOFS_MAX):
+        slot = again(slot)
+        device.assign(slot)
+        assert device.fails(slot)["reason"] == "out_of_memory"
+    begun = until(lambda: proofs(device) == 1 + PROOFS_MAX and proofs(device))
+    slot = again(slot)
+    device.assign(slot)
+    report = device.fails(slot)
+    assert (report["state"], report["reason"]) == ("rejected", "quarantined")
+    assert "out_of_memory" in report["detail"]
+    assert proofs(device) == begun
+    assert device.answers() == 8.0
+    device.serve("3.0.0", 3.0)  # another digest is not held responsible
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    """A gateway that serves a good model while it proves mutants of another."""
+    one = Bench(tmp_path_factory.mktemp("mutants"))
+    yield one
+    one.close()
+
+
+KNOWN = {
+    "load_failed", "load_timeout", "out_of_memory", "crashed", "golden_mismatch", "not_a_model",
+    "op_domain", "external_data_path", "external_data_range", "sparse_external", "tensor_data",
+    "memory_address", "bad_function", "sandbox_violation",
+}  # fmt: skip
+
+
+def test_51_mutants_never_end_more_than_the_process_that_loads_them(bench):
+    """Sixty of the 4 000 (`python -m tests.adversarial.mutants`): each has a verdict.
+
+    Of ONNX; for TFLite there is no runtime in this version, and a device refuses it unopened.
+    """
+    kinds = set()
+    for seed in range(60):
+        outcome = bench.prove(seed)
+        kinds.add("proved" if outcome.ok else outcome.code)
+    assert kinds <= KNOWN | {"proved"}
+    assert {"proved", "golden_mismatch", "not_a_model"} <= kinds
+    assert bench.sound()
+
+
+def test_51_a_tflite_package_is_refused_unopened(gateway, tmp_path):
+    """There is no LiteRT here: whatever the file holds, nothing reads it."""
+    one = described(tmp_path, b"\x1c\0\0\0TFL3" + bytes(64))
+    entry = msgspec.structs.replace(one.spec.files[0], path="model.tflite", role="tflite")
+    spec = msgspec.structs.replace(one.spec, files=[entry], runtime="litert")
+    assert gateway.control.prove(Package(spec, one.paths)).code == "unsupported_runtime"
+
+
+def with_golden(world, scale: float):
+    """Return a change that adds golden vectors: four ones give four times the scale, twice."""
+    x = np.ones((1, 4), np.float32)
+    data = golden_bytes([({"x": x}, {"y": np.full((1, 2), 4 * scale, np.float32)})])
+    add = with_files(world, {"golden.safetensors": (data, "golden")})
+
+    def change(manifest):
+        manifest = add(manifest)
+        variant = manifest.variants[0]
+        variant = msgspec.structs.replace(variant, golden=Golden("golden.safetensors", 1))
+        return msgspec.structs.replace(manifest, variants=[variant])
+
+    return change
+
+
+def test_52_golden_vectors_that_differ_or_are_not_numbers_bar_a_digest_at_once(world, device):
+    """It loads and answers wrongly, or with NaN: not activated, and never tried again."""
+    cases = {"2.0.0": linear(3.0), "3.0.0": linear(float("nan")), "4.0.0": linear(float("inf"))}
+    for version, body in cases.items():
+        slot = world.publish(version, body=body, change=with_golden(world, 2.0))
+        device.assign(slot)
+        report = device.fails(slot)
+        assert (report["state"], report["reason"]) == ("failed", "golden_mismatch"), version
+        assert device.answers() == 8.0
+        begun = proofs(device)
+        for _ in range(3):
+            device.assign(slot)  # the same deployment in newer assignments
+            order = again(slot)
+            device.assign(order)
+            assert device.fails(order)["reason"] == "quarantined"
+        assert proofs(device) == begun
+    good = world.publish("5.0.0", body=linear(2.0), change=with_golden(world, 2.0))
+    device.assign(good)
+    until(lambda: device.ended(good) == "succeeded")
+
+
+def test_52_a_quarantine_ends_with_another_runtime():
+    """What is held against a digest is held under the software that found it; the list is short."""
+    known = after_failure({}, "a", "golden_mismatch", "onnxruntime 1")
+    assert barred(known, "a", "onnxruntime 1")
+    assert barred(known, "a", "onnxruntime 2") is None
+    known = after_failure(known, "a", "crashed", "onnxruntime 2")
+    assert (known["a"].proofs, barred(known, "a", "onnxruntime 2")) == (1, None)
+    for count in range(2 * KEPT):
+        known = after_failure(known, f"b{count}", "crashed", "onnxruntime 2")
+    assert len(known) == KEPT
+    assert after_failure({}, "a", "unsupported_runtime", "x") == {}
