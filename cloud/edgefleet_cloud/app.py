@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict
 
 import edgefleet_cloud
 from edgefleet_cloud import http_errors
+from edgefleet_cloud.audit import endpoints as audit
 from edgefleet_cloud.auth import endpoints as tokens
 from edgefleet_cloud.auth.guards import anyone, authenticate
 from edgefleet_cloud.blobs import endpoints as uploads
@@ -36,6 +37,7 @@ GUARDED: tuple[APIRouter, ...] = (
     enrollments.tickets,
     groups.router,
     events.router,
+    audit.router,
     reports.router,
     rollouts.router,
     tokens.router,

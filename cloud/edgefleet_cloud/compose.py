@@ -14,6 +14,7 @@ from sqlmodel import Session
 from edgefleet_cloud import migrations
 from edgefleet_cloud.app import create_app
 from edgefleet_cloud.audit.configuration import tell_start
+from edgefleet_cloud.audit.service import HeadKeeper, Heads
 from edgefleet_cloud.auth.devices import DeviceAccess
 from edgefleet_cloud.auth.gate import Gate
 from edgefleet_cloud.auth.limits import FailureLimit
@@ -113,7 +114,9 @@ def compose(config: Config) -> Program:
     trust.subscribe(steering.controller.tidy)  # what an old director signed is dead: sign anew
     watch = ExpiryWatch(trust, database, events, system_clock)
     ingest = Ingest(database, events, [steering.heard])
+    heads = Heads(config.fleet, trust, config.data / "audit", system_clock)
     background: list[BackgroundService] = [
+        HeadKeeper(database, heads),
         Periodic("renewal of the timestamp", RENEW_S, trust.renew),
         Periodic("warning before expiry", WATCH_S, watch.look),
         Periodic("removal of what is old", PURGE_S, partial(_purge, database, uploads)),
@@ -124,7 +127,7 @@ def compose(config: Config) -> Program:
     ]
     parts = Parts(
         database, config.limits, tokens, gate, trust, uploads, models,
-        events, devices, groups, enrollments, reports, ingest, steering.rollouts, asking,
+        events, heads, devices, groups, enrollments, reports, ingest, steering.rollouts, asking,
         renewals,
     )  # fmt: skip
     https = config.api_url.startswith("https:")

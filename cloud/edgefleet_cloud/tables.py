@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlmodel import SQLModel
 
+from edgefleet_cloud.audit import tables as audit
 from edgefleet_cloud.auth import tables as auth
 from edgefleet_cloud.authority import tables as authority
 from edgefleet_cloud.blobs import tables as blobs
@@ -19,6 +20,6 @@ from edgefleet_cloud.rollouts import tables as rollouts
 METADATA = SQLModel.metadata
 
 __all__ = [
-    "METADATA", "auth", "authority", "blobs", "devices", "enrollments", "events", "groups",
+    "METADATA", "audit", "auth", "authority", "blobs", "devices", "enrollments", "events", "groups",
     "idempotency", "models", "reports", "rollouts",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from edgefleet_provisioning import __version__, output
 from edgefleet_provisioning.commands import (
+    audit,
     device,
     events,
     group,
@@ -79,6 +80,7 @@ app.add_typer(group.app, name="group")
 app.add_typer(rollout.app, name="rollout")
 app.add_typer(token.app, name="token")
 app.command("whoami")(token.whoami)
+app.add_typer(audit.app, name="audit")
 app.command("events")(events.events)
 app.command("telemetry")(events.telemetry)
 app.command("status")(events.status)

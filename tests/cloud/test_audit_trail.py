@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import base64
 import json
+from datetime import UTC, datetime
 
 import httpx
-from tuf.api.metadata import Metadata
 
 from edgefleet_cloud import compose
 from edgefleet_cloud.audit import configuration
 from edgefleet_cloud.config import Broker, Config
-from edgefleet_provisioning import repository
+from edgefleet_provisioning.ceremony import read_present
+from edgefleet_provisioning.key_changes import Changes
 from edgefleet_shared import reasons
 from edgefleet_shared.identifiers import sha256_digest
-from edgefleet_shared.times import parse_time
 from tests.cloud.test_enrollments import csr
 from tests.fleet_folder import small_package
 
@@ -88,15 +88,13 @@ class World:
     def delegate(self) -> httpx.Response:
         """Bring new targets."""
         folder = self.cloud.folder
-        metadata = repository.delegate(
-            repository_part(folder, "1.root.json").signed,
-            repository_part(folder, "1.targets.json"),
-            "faces",
-            folder.signer("publisher-1"),
-            [folder.signer("targets-1"), folder.signer("targets-2")],
-            parse_time(self.http.get("/v1/events").json()["items"][0]["ts"]),
-        )
-        files = {name: base64.b64encode(data).decode() for name, data in metadata.items()}
+        present = {path.name: path.read_bytes() for path in folder.metadata.iterdir()}
+        changes = Changes(read_present(present, present["1.root.json"]), datetime.now(UTC))
+        changes.renew("targets")
+        ((name, metadata),) = changes.finish().items()
+        for key in ("targets-1", "targets-2"):
+            metadata.sign(folder.signer(key), append=True)
+        files = {name: base64.b64encode(metadata.to_bytes()).decode()}
         return self.post("/v1/trust/metadata", {"files": files})
 
     def make_rollout(self) -> httpx.Response:
@@ -112,11 +110,6 @@ class World:
     def steer(self, verb: str) -> httpx.Response:
         """Start, pause, resume or stop the rollout."""
         return self.post(f"/v1/rollouts/{self.rollout}/{verb}", {})
-
-
-def repository_part(folder, name):
-    """Return a metadata file, parsed."""
-    return Metadata.from_file(str(folder.metadata / name))
 
 
 # In an order in which each can succeed.

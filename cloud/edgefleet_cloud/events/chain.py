@@ -21,8 +21,7 @@ def append(session: Session, rows: Iterable[EventRow]) -> None:
     SQLite has one writer at a time. PostgreSQL has many: they queue here, at their very end, each
     seeing the row that the one before committed.
     """
-    if session.get_bind().dialect.name == "postgresql":
-        session.connection().execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+    lock(session)
     number, previous = newest(session)
     for row in rows:
         number += 1
@@ -30,6 +29,12 @@ def append(session: Session, rows: Iterable[EventRow]) -> None:
         row.hash = previous = row_hash(previous, row.entry())
         session.add(row)
     session.flush()
+
+
+def lock(session: Session) -> None:
+    """Let nobody else append until this transaction ends."""
+    if session.get_bind().dialect.name == "postgresql":
+        session.connection().execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
 
 
 def newest(session: Session) -> tuple[int, str]:

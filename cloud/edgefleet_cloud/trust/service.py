@@ -159,6 +159,11 @@ class Trust:
             raise _no_director("director_key")
         return dsse.seal(payload, payload_type, signer)
 
+    def audit_key(self) -> str | None:
+        """Return the id of the key here that may sign statements about the log, or None."""
+        signer = self._signers.audit
+        return None if signer is None else str(signer.public_key.keyid)
+
     def sign_head(self, payload: bytes) -> bytes | None:
         """Return the DSSE envelope of a statement about the log; None without a key for it."""
         signer = self._signers.audit
