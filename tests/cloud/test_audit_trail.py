@@ -15,8 +15,8 @@ from edgefleet_provisioning.ceremony import read_present
 from edgefleet_provisioning.key_changes import Changes
 from edgefleet_shared import reasons
 from edgefleet_shared.identifiers import sha256_digest
-from tests.cloud.test_enrollments import csr
 from tests.fleet_folder import small_package
+from tests.http_device import HttpDevice, new_key
 
 REASON = "so that it is tried"
 WRITES = {"post", "put", "patch", "delete"}
@@ -37,6 +37,8 @@ class World:
         self.http: httpx.Client = cloud.client
         self.http.headers[reasons.HEADER] = REASON
         self.manifest, self.data, self.blobs = small_package()
+        self.device = HttpDevice(cloud)
+        cloud.anyone.headers[reasons.HEADER] = REASON
         self.ticket = ""
         self.rollout = ""
         self.upload = ""
@@ -64,10 +66,12 @@ class World:
     def enroll(self) -> httpx.Response:
         """Enrol the device, as itself."""
         self.actor = "devices/cam-1"
-        body = {"ticket": self.ticket, "csr": csr()}
-        return self.cloud.anyone.post(
-            "/v1/enrollments", json=body, headers={reasons.HEADER: REASON}
-        )
+        return self.device.enroll(self.ticket)
+
+    def renew(self) -> httpx.Response:
+        """Renew the device's key, as itself."""
+        self.actor = "devices/cam-1"
+        return self.device.renew(self.device.renewal(new_key()))
 
     def begin_upload(self) -> httpx.Response:
         """Begin to upload two bytes."""
@@ -127,6 +131,8 @@ CALLS = {
     ),
     ("post", "/v1/devices/{device_id}/tickets"): World.make_ticket,
     ("post", "/v1/enrollments"): World.enroll,
+    ("post", "/v1/devices/{device_id}/renew"): lambda w: w.post("/v1/devices/cam-1/renew"),
+    ("post", "/v1/renewals"): World.renew,
     ("post", "/v1/models"): lambda w: w.post("/v1/models", {"name": "digits"}),
     ("post", "/v1/uploads"): World.begin_upload,
     ("patch", "/v1/uploads/{upload_id}"): World.end_upload,
@@ -143,6 +149,7 @@ CALLS = {
         "/v1/tokens", {"name": "ci", "role": "viewer", "days": 1}
     ),
     ("delete", "/v1/tokens/{name}"): lambda w: w.http.delete("/v1/tokens/ci"),
+    ("post", "/v1/devices/{device_id}/revoke"): lambda w: w.post("/v1/devices/cam-1/revoke"),
     ("delete", "/v1/devices/{device_id}"): lambda w: w.http.delete("/v1/devices/cam-1"),
 }
 MAKES_ANEW = {

@@ -69,6 +69,8 @@ class Asking:
                 code="not_enrolled",
                 hint="Give it a ticket: edgefleet device ticket.",
             )
+        before = row.renewal_asked
+        self._ask(session, row)
         self._events.record(
             session,
             type="device.renewal_asked",
@@ -77,8 +79,9 @@ class Asking:
             message=f"{row.id} is asked to renew its key.",
             actor=actor,
             data={"key": row.key},
+            before={"renewal_asked": before},
+            after={"renewal_asked": row.renewal_asked},
         )
-        self._ask(session, row)
         return row
 
     def remind(self, session: Session, device_id: str) -> None:
