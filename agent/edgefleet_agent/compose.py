@@ -28,6 +28,7 @@ from edgefleet_agent.ports import Accelerator, Clock, Transport
 from edgefleet_agent.status import StatusFile
 from edgefleet_agent.store import Store
 from edgefleet_agent.telemetry import Telemetry
+from edgefleet_agent.together import Together
 from edgefleet_agent.toolbox import Toolbox
 from edgefleet_agent.transports.mqtt import MqttTransport, Tls
 from edgefleet_agent.trust.acceptance import Acceptance
@@ -107,14 +108,16 @@ def build(
         text = "the outbox was damaged and is begun anew."
         emitter.tell(Step.REPORT, "outbox_lost", text, level="error")
     store = Store(state / "store", config.store.max_bytes)
+    journal = Journal(state / "journal.json")
     tools = Toolbox(
-        journal=Journal(state / "journal.json"),
+        journal=journal,
         store=store,
         fetcher=_fetcher(config, store, identity, acceptance, emitter),
         outbox=outbox,
         telemetry=Telemetry(outbox, stamp),
         gateway=gateway,
         security_floor=acceptance.security_floor,
+        together=Together(journal),
         stamp=stamp,
         hardware=config.hardware_id,
         accelerators=usable_accelerators(),

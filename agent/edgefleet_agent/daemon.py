@@ -154,11 +154,15 @@ class Daemon:
         parts = self._parts
         self._facts.counter = parts.acceptance.counter
         self._facts.agent["floor_lost"] = parts.acceptance.floor_lost
+        last = self._last()
+        if last:
+            parts.tools.together.expect(last.assignment.slots)
         for name in parts.tools.journal.slots:
             self._slot(name)
         self._link.start()
         self._first_recovery()
-        self._resume()
+        if last:
+            self._apply(last)
         if not self._over:
             parts.transport.start(self)
             parts.notifier.ready()
@@ -174,13 +178,13 @@ class Daemon:
                 return
             self._turn(0.05)
 
-    def _resume(self) -> None:
-        """Go on with what was accepted last; power may have failed before it was begun."""
+    def _last(self) -> Accepted | None:
+        """Return what was accepted last; power may have failed before it was begun."""
         try:
-            if last := self._parts.acceptance.last():
-                self._apply(last)
+            return self._parts.acceptance.last()
         except EdgeFleetError as error:
             self._parts.emitter.error(Step.RECEIVE, error)
+            return None
 
     def _turn(self, timeout_s: float | None) -> None:
         """Take one thing from the queue, once what time asks for is done."""
@@ -221,11 +225,15 @@ class Daemon:
             self._dirty.set()
             self._queue.put(_nothing)
 
+    def _slot_changed(self) -> None:
+        self._changed()
+        self._parts.tools.together.wake()
+
     def _slot(self, name: str) -> Slot:
         if name not in self._slots:
             parts = self._parts
             ledger = Ledger(
-                name, parts.tools.journal, parts.emitter, parts.tools.stamp, self._changed
+                name, parts.tools.journal, parts.emitter, parts.tools.stamp, self._slot_changed
             )
             self._slots[name] = Slot(parts.tools, ledger)
         return self._slots[name]
@@ -267,7 +275,7 @@ class Daemon:
             self._missed = True
             return
         try:
-            accepted = parts.acceptance.accept(payload)
+            accepted = self._accept(payload)
         except EdgeFleetError as error:
             self._facts.refused = error.code
             self._facts.agent["floor_lost"] = parts.acceptance.floor_lost
@@ -279,10 +287,19 @@ class Daemon:
         self._apply(accepted)
         self._changed()
 
+    def _accept(self, payload: bytes) -> Accepted:
+        try:
+            return self._parts.acceptance.accept(payload)
+        finally:
+            # A catalog may raise floors whatever comes of the assignment.
+            for slot in self._slots.values():
+                slot.heed_floors()
+
     def _apply(self, accepted: Accepted) -> None:
         self._facts.counter = accepted.assignment.counter
         when_empty = self._parts.config.empty_assignment
         slots = orders.slots_of(accepted.assignment, self._slots, when_empty)
+        self._parts.tools.together.expect(slots)
         for name, target in slots.items():
             slot = self._slot(name)
             if not slot.recovered.is_set() and not slot.ledger.record.deployment:

@@ -49,7 +49,11 @@ class Ticket(msgspec.Struct, frozen=True):
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """What the fleet manager answers to an enrolment."""
+    """What the fleet manager answers to an enrolment.
+
+    `minimum` is the version of each role of the catalog as it stands: older ones, even unexpired,
+    are not believed.
+    """
 
     fleet: str
     device: str
@@ -59,6 +63,7 @@ class Reply(msgspec.Struct, frozen=True):
     transport: TransportInfo
     blobs: str
     counter: int = 0
+    minimum: dict[str, int] = {}
 
 
 def read_ticket(text: str) -> Ticket:
@@ -175,9 +180,20 @@ def _write(state: Path, reply: Reply, root: bytes, api: str) -> None:
     durable.atomic_write(folder / "root.json", root, 0o644)
     floors = FloorStore(durable.make_folder(state / "trust"))
     if floors.current is None:
-        version = Metadata[Root].from_bytes(root).signed.version
-        floors.commit(Floors(root=version, counter=reply.counter))
+        floors.commit(_first_floors(reply, root))
     enrollment = Enrollment(1, reply.fleet, reply.device, reply.transport, reply.blobs, api)
     durable.atomic_write(folder / "enrollment.json", strict_json.encode(enrollment))
     (folder / "reply.json").unlink(missing_ok=True)
     durable.fsync_folder(folder)
+
+
+def _first_floors(reply: Reply, root: bytes) -> Floors:
+    """Return what a new device begins with: nothing older than the fleet's catalog of today."""
+    online = {"root", "timestamp", "snapshot"}
+    return Floors(
+        root=max(Metadata[Root].from_bytes(root).signed.version, reply.minimum.get("root", 0)),
+        timestamp=reply.minimum.get("timestamp", 0),
+        snapshot=reply.minimum.get("snapshot", 0),
+        targets={role: v for role, v in reply.minimum.items() if role not in online},
+        counter=reply.counter,
+    )

@@ -49,6 +49,9 @@ class Healing:
             GatewayLostError: The gateway went away again.
         """
         self._ledger.serve(None)
+        if plan.note == "fell_back" and plan.serve and self._forbidden(plan.serve):
+            self._stop_serving(plan.serve)
+            return True
         if plan.note == "fell_back" and plan.resume == "nothing":
             self._adopt(plan.serve)
         if plan.serve is None:
@@ -87,14 +90,8 @@ class Healing:
         record = self._ledger.record
         good = record.previous
         self._ledger.serve(record.active)
-        if good is None or self._tools.why_not_serve(good.model, good.release_counter):
-            self._ledger.serve(None)
-            self._ledger.tell(
-                Step.INFER,
-                "not_serving",
-                "There is no version to go back to; assign another.",
-                level="error",
-            )
+        if good is None or self._forbidden(good):
+            self._stop_serving(good)
             return
         swap = self._activation.route(good, "rollback", "crashes")
         self._ledger.write(active=good, previous=None, receipt=swap.receipt)
@@ -116,6 +113,17 @@ class Healing:
         self._ledger.tell(Step.VERIFY, "blob_corrupt", text, level="error")
         return self._restore(version, threading.Event())
 
+    def _stop_serving(self, forbidden: VersionRef | None) -> None:
+        """Serve nothing: there is no version to go back to, or the floor is above it by now."""
+        code, text = "not_serving", "There is no version to go back to; assign another."
+        if forbidden:
+            # The gateway, which knows no floors, may have gone back to it by itself.
+            self._tools.gateway().unroute(self._ledger.name)
+            code = "below_security_floor"
+            text = f"{forbidden.version} is below the security floor by now; assign another."
+        self._ledger.serve(None)
+        self._ledger.tell(Step.INFER, code, text, level="error")
+
     def _restore(self, version: VersionRef, recovered: threading.Event) -> bool:
         """Load and route; if it cannot be loaded, let the previous version serve meanwhile."""
         try:
@@ -129,7 +137,7 @@ class Healing:
             return True
         record = self._ledger.record
         other = record.previous if version == record.active else record.active
-        if other and other != version:
+        if other and other != version and not self._forbidden(other):
             try:
                 self._activate(other)
             except GatewayLostError:
@@ -179,6 +187,9 @@ class Healing:
     def _activate(self, version: VersionRef) -> None:
         swap = self._activation.route(version, "restore")
         self._tools.outbox.add("receipts", swap.receipt)
+
+    def _forbidden(self, version: VersionRef) -> bool:
+        return bool(self._tools.why_not_serve(version.model, version.release_counter))
 
     def _adopt(self, version: VersionRef | None) -> None:
         self._ledger.write(active=version, previous=None)

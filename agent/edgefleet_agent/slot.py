@@ -16,6 +16,7 @@ from edgefleet_agent.deployment import Staging
 from edgefleet_agent.gateway_client import GatewayLostError
 from edgefleet_agent.healing import Healing
 from edgefleet_agent.ipc.control import Event
+from edgefleet_agent.journal import VersionRef
 from edgefleet_agent.ledger import Ledger
 from edgefleet_agent.probation import Verdict
 from edgefleet_agent.toolbox import Toolbox
@@ -49,11 +50,21 @@ class Quarantined(NamedTuple):
     event: Event
 
 
+class Forbid(NamedTuple):
+    """The security floor is above a version that stands by."""
+
+    version: VersionRef
+
+
+class Nudge(NamedTuple):
+    """What this slot waits for may have come."""
+
+
 class Quit(NamedTuple):
     """agentd is ending."""
 
 
-Command = Assign | Recover | Quarantined | Quit
+Command = Assign | Recover | Quarantined | Forbid | Nudge | Quit
 
 
 class Slot:
@@ -75,6 +86,7 @@ class Slot:
         self._standby_until = 0.0
         self._recover_due = False
         self._retry_s = RETRY_MIN_S
+        self._forbidden: set[str] = set()
         self.recovered = threading.Event()
         self._staging = Staging(tools, ledger, self._stop)
         self._activation = Activation(tools, ledger, self._stop)
@@ -98,6 +110,15 @@ class Slot:
             return
         if self._next is None or self._next.target.deployment != target.deployment:
             self.put(Assign(target, blobs))
+
+    def heed_floors(self) -> None:
+        """Take a version that may no longer serve out of the gateway's reach."""
+        previous = self.ledger.record.previous
+        if previous is None or previous.digest in self._forbidden:
+            return
+        if self._tools.why_not_serve(previous.model, previous.release_counter):
+            self._forbidden.add(previous.digest)
+            self.put(Forbid(previous))
 
     def end(self, timeout_s: float = 5.0) -> None:
         """End the thread at the next point where nothing is half done."""
@@ -133,7 +154,11 @@ class Slot:
                 self._recover()
             case Quarantined(event):
                 self._quarantined(event)
-            case Quit():
+            case Forbid(version):
+                # The gateway falls back by itself and knows no floors.
+                if version != self.ledger.serving:
+                    self._tools.gateway().release(version.digest, 0)
+            case Nudge() | Quit():
                 return
 
     def _go_on(self) -> None:
@@ -147,8 +172,15 @@ class Slot:
             if deployment.target.mode == "stop":
                 self._end_serving()
             elif deployment.state in _BEFORE_SWAP:
-                if not self._is_current() and not self._stage():
+                if self._is_current():
                     continue
+                if deployment.state is not _S.STAGED:
+                    self._release()
+                    self._staging.run()
+                elif self._tools.together.may_swap(self.ledger.name, lambda: self.put(Nudge())):
+                    self._activation.swap()
+                else:
+                    return
             elif deployment.state is _S.SWAPPING:
                 self._activation.swap()
             elif deployment.state is _S.PROBATION:
@@ -156,14 +188,6 @@ class Slot:
                     self._standby_until = time.monotonic() + deployment.target.policy.standby_s
             else:
                 self._activation.roll_back(deployment.reason, deployment.detail)
-
-    def _stage(self) -> bool:
-        if self.ledger.deployment.state is not _S.STAGED:
-            self._release()
-            if not self._staging.run():
-                return False
-        self._activation.swap()
-        return True
 
     def _is_current(self) -> bool:
         serving, target = self.ledger.serving, self.ledger.deployment.target

@@ -14,6 +14,7 @@ from edgefleet_agent.journal import Journal, VersionRef
 from edgefleet_agent.outbox import Outbox
 from edgefleet_agent.store import Store
 from edgefleet_agent.telemetry import Telemetry
+from edgefleet_agent.together import Together
 from edgefleet_shared.errors import IncompatibleError
 from edgefleet_shared.install import why_not_serve
 from edgefleet_shared.package import Manifest, Variant, decode_manifest
@@ -30,6 +31,7 @@ class Toolbox(NamedTuple):
         telemetry: Closes windows at a swap.
         gateway: Gives the connection as it stands, or raises `GatewayLostError`.
         security_floor: Model to lowest release counter that may be activated.
+        together: Lets no slot swap before the others of its assignment have their blobs.
         stamp: Gives the device's time as RFC 3339 text.
         hardware: What packages must name to run here.
         accelerators: Kinds that are usable here.
@@ -44,6 +46,7 @@ class Toolbox(NamedTuple):
     telemetry: Telemetry
     gateway: Callable[[], GatewayClient]
     security_floor: Callable[[str], int]
+    together: Together
     stamp: Callable[[], str]
     hardware: str
     accelerators: frozenset[str]

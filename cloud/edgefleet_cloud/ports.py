@@ -132,6 +132,10 @@ class Catalog(Protocol):
         """Return 1.root.json, on which enrolment pins a device."""
         ...
 
+    def versions(self) -> Mapping[str, int]:
+        """Return the newest version of every role, below which a new device believes nothing."""
+        ...
+
 
 class Release(NamedTuple):
     """A published model version, as rollouts need it. `size` is the manifest's, in bytes.

@@ -120,6 +120,18 @@ def test_a_device_enrols_once_and_is_somebody(registrar, tmp_path):
     assert not (tmp_path / "identity" / "reply.json").exists()
 
 
+def test_the_minimum_of_the_answer_becomes_the_floor(registrar, tmp_path):
+    """No catalog older than on the day of the enrolment is believed, of no role."""
+    registrar.spoil["minimum"] = {
+        "root": 3, "timestamp": 90, "snapshot": 40, "targets": 5, "publisher/digits": 6
+    }  # fmt: skip
+    enroll(tmp_path, registrar.ticket())
+    floors = FloorStore(tmp_path / "trust").current
+    assert (floors.root, floors.timestamp, floors.snapshot) == (3, 90, 40)
+    assert floors.targets == {"targets": 5, "publisher/digits": 6}
+    assert floors.counter == 7
+
+
 def test_enrolling_again_as_the_same_device_changes_nothing(registrar, tmp_path):
     """The command may be repeated; the server is not asked."""
     first = enroll(tmp_path, registrar.ticket())

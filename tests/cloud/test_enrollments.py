@@ -78,6 +78,9 @@ class Office:
     def first_root(self) -> bytes:
         return self.root
 
+    def versions(self) -> dict[str, int]:
+        return {"root": 2, "timestamp": 9, "snapshot": 4, "targets": 3, "publisher/digits": 6}
+
     def ticket(self, device: str = "cam-1", life: timedelta = DAY) -> str:
         with self.database.write() as session:
             return self.service.issue(session, device, life, "token/admin").text
@@ -138,6 +141,7 @@ def test_a_device_gets_a_certificate_for_its_key(office):
     assert DeviceKeys(office.database).key_of("cam-1") is not None
     assert (done.fleet, done.device, done.counter) == ("demo", "cam-1", 0)
     assert (done.root, done.addresses) == (office.root, ADDRESSES)
+    assert done.minimum == office.versions()
 
 
 def test_the_certificate_holds_before_a_strict_verifier(office):

@@ -130,8 +130,9 @@ class Catalog:
 
         That ends the versions, however high, to which a stolen key has fast-forwarded.
         """
-        root = self._updater.root
-        return root.version > floors.root and _keys(root)[role] != floors.keys.get(role)
+        root, known = self._updater.root, floors.keys.get(role)
+        # Not known before the first refresh: the minimum of the enrolment must not fall by that.
+        return root.version > floors.root and known is not None and _keys(root)[role] != known
 
     def _check_floors(self) -> None:
         floors = self._floors

@@ -75,7 +75,11 @@ class TransportAddress(BaseModel):
 
 
 class Enrollment(BaseModel):
-    """Who a device is from now on: certificates as PEM, `root` as base64 of 1.root.json."""
+    """Who a device is from now on: certificates as PEM, `root` as base64 of 1.root.json.
+
+    `minimum` is the version of each role of the catalog as it stands now: an older one, even if it
+    has not expired, is never believed by this device.
+    """
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -89,6 +93,7 @@ class Enrollment(BaseModel):
                     "transport": {"kind": "mqtt", "url": "mqtt://127.0.0.1:1883"},
                     "blobs": "http://127.0.0.1:8080/v1/blobs",
                     "counter": 0,
+                    "minimum": {"root": 1, "timestamp": 4, "snapshot": 3, "targets": 1},
                 }
             ]
         }
@@ -102,6 +107,7 @@ class Enrollment(BaseModel):
     transport: TransportAddress
     blobs: str
     counter: int
+    minimum: dict[str, int]
 
     @classmethod
     def of(cls, found: Enrolled) -> Enrollment:
@@ -115,6 +121,7 @@ class Enrollment(BaseModel):
             transport=TransportAddress(kind="mqtt", url=found.addresses.broker),
             blobs=f"{found.addresses.api}/v1/blobs",
             counter=found.counter,
+            minimum=dict(found.minimum),
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -47,6 +47,7 @@ class Enrolled(NamedTuple):
     root: bytes
     addresses: Addresses
     counter: int
+    minimum: Mapping[str, int]
 
 
 class Enrollments:
@@ -149,6 +150,7 @@ class Enrollments:
             self._catalog.first_root(),
             self._addresses(),
             row.counter,
+            self._catalog.versions(),
         )
 
     def _redeem(self, session: Session, ticket: tickets.Ticket, key: str) -> tuple[DeviceRow, bool]:

@@ -66,6 +66,13 @@ class Trust:
         """Return 1.root.json, on which enrolment pins a device."""
         return self._now.files[chain.file_name("root", 1)]
 
+    def versions(self) -> dict[str, int]:
+        """Return the newest version of every role, publishers' by their full name."""
+        now = self._now
+        targets = {name.removesuffix(".json"): m.version for name, m in now.snapshot.meta.items()}
+        online = {"timestamp": now.timestamp.version, "snapshot": now.snapshot.version}
+        return {"root": now.root.version, **online, **targets}
+
     def names(self) -> list[str]:
         """Return the names of all metadata files, old versions too."""
         return self._folder.names()
