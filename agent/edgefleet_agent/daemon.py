@@ -153,7 +153,7 @@ class Daemon:
         """Run until `end` is called."""
         parts = self._parts
         self._facts.counter = parts.acceptance.counter
-        self._facts.agent["floor_lost"] = parts.acceptance.floor_lost
+        self._look_at_trust()
         last = self._last()
         if last:
             parts.tools.together.expect(last.assignment.slots)
@@ -184,7 +184,9 @@ class Daemon:
             return self._parts.acceptance.last()
         except EdgeFleetError as error:
             self._parts.emitter.error(Step.RECEIVE, error)
-            return None
+        except OSError as error:  # a full disk: what runs must run all the same
+            self._parts.emitter.tell(Step.RECEIVE, "OSError", str(error), level="error")
+        return None
 
     def _turn(self, timeout_s: float | None) -> None:
         """Take one thing from the queue, once what time asks for is done."""
@@ -205,6 +207,7 @@ class Daemon:
         """Do what time asks for; return how long the queue may be waited for."""
         now = time.monotonic()
         self._parts.notifier.alive()
+        self._look_at_trust()
         if now >= self._next_window:
             self._next_window = now + self._parts.config.telemetry.interval_s
             self._close_windows()
@@ -218,6 +221,13 @@ class Daemon:
             waits.append(min(rest, 1.0) if rest is not None else IDLE_S)
             waits.append(5.0 if self._sender.busy else IDLE_S)
         return max(0.0, min(waits))
+
+    def _look_at_trust(self) -> None:
+        for name in ("stale", "floor_lost"):
+            fact = getattr(self._parts.acceptance, name)
+            if self._facts.agent.get(name) != fact:
+                self._facts.agent[name] = fact
+                self._changed()
 
     def _changed(self) -> None:
         """Wake the main thread once, however many changes come."""
@@ -278,12 +288,20 @@ class Daemon:
             accepted = self._accept(payload)
         except EdgeFleetError as error:
             self._facts.refused = error.code
-            self._facts.agent["floor_lost"] = parts.acceptance.floor_lost
             if self._refusals.admit(payload):
                 parts.emitter.error(Step.RECEIVE, error)
             self._changed()
             return
         self._facts.refused = ""
+        for name in accepted.downgrades:
+            target = accepted.assignment.slots[name]
+            parts.emitter.tell(
+                Step.RECEIVE,
+                "downgrade",
+                f"{name} goes back to {target.version}, which is not below the security floor.",
+                level="warning",
+                slot=name,
+            )
         self._apply(accepted)
         self._changed()
 

@@ -9,10 +9,9 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 import pytest
-from tuf.api.metadata import Metadata, MetaFile, Root
 
 from edgefleet_agent.trust.acceptance import Acceptance
-from edgefleet_agent.trust.floors import SLOTS, Floors, FloorStore
+from edgefleet_agent.trust.floors import Floors, FloorStore
 from edgefleet_shared import dsse, strict_json
 from edgefleet_shared.errors import EdgeFleetError
 from edgefleet_shared.identifiers import sha256_digest
@@ -215,32 +214,6 @@ def test_an_older_assignment_is_refused_whatever_was_lost(world, device):
     assert device.refuses(older) == "replayed"
 
 
-def test_an_older_catalog_is_refused_after_the_cache_is_gone_or_torn(world, device):
-    """The floors lie apart from python-tuf's cache, which forgets."""
-    slot = world.publish("1.0.0")
-    old_files = dict(world.files)
-    world.publish("2.0.0")
-    device.accept(world.assign(device.identity, slot))
-    swapped = world.desired(world.assignment(device.identity, slot), files=old_files)
-    assert device.refuses(swapped) == "metadata_rollback"
-    for size in (0, 100):
-        for path in device.state.glob("trust/metadata/*.json"):
-            path.write_bytes(path.read_bytes()[:size])
-        device.wake()
-        assert device.refuses(swapped) == "metadata_rollback"
-
-
-def test_two_lost_floors_stop_every_change(world, device):
-    """Without a floor nothing new is believed; what was accepted is still known."""
-    slot = world.publish("1.0.0")
-    device.accept(world.assign(device.identity, slot))
-    for name in SLOTS:
-        (device.state / "trust" / name).write_bytes(b"torn")
-    device.wake()
-    assert device.acceptance.floor_lost
-    assert device.refuses(world.assign(device.identity, slot)) == "floor_lost"
-
-
 def test_power_lost_between_document_and_floors_is_made_good(world, device):
     """The document on disk is judged again and its counter becomes the floor."""
     slot = world.publish("1.0.0")
@@ -263,61 +236,6 @@ def test_a_publisher_may_forbid_what_is_older(world, device):
     assert device.acceptance.security_floor("digits") == 2
     device.accept(world.assign(device.identity, three))
     device.accept(world.assign(device.identity, two))
-
-
-def test_a_clock_gone_back_does_not_revive_what_expired(world, device):
-    """Time is never below the floor of the last verified catalog."""
-    slot = world.publish("1.0.0")
-    device.accept(world.assign(device.identity, slot))
-    device.shift = -30 * 365 * 86400
-    device.wake()
-    assert device.acceptance.now().year >= 2024
-    assert device.refuses(expired_catalog(world, device, slot)) == "metadata_expired"
-
-
-def test_a_clock_far_ahead_poisons_nothing(world, device):
-    """At 2100 everything is refused; with the clock right again the device goes on."""
-    slot = world.publish("1.0.0")
-    device.shift = 80 * 365 * 86400
-    assert device.refuses(world.assign(device.identity, slot)) == "metadata_expired"
-    device.shift = 0
-    device.wake()
-    device.accept(world.assign(device.identity, slot))
-
-
-def test_a_new_root_ends_a_stolen_online_keys_fast_forward(world, device):
-    """Versions set to the sky by a thief hold until root replaces the keys, and no longer."""
-    slot = world.publish("1.0.0")
-    before = (world.timestamp.version, world.snapshot.version)
-    world.timestamp.version = world.snapshot.version = 2**40
-    world.release()
-    device.accept(world.assign(device.identity, slot))
-    world.timestamp.version, world.snapshot.version = before
-    world.release()
-    assert device.refuses(world.assign(device.identity, slot)) == "metadata_rollback"
-    for role in ("timestamp", "snapshot"):
-        world.root.revoke_key(world.key(role).keyid, role)
-        world.keys[role] = type(world.keys[role]).generate_ecdsa()
-        world.root.add_key(world.key(role), role)
-    world.root.version = 2
-    world.files["2.root.json"] = world.sign(world.root, "root")
-    world.release()
-    device.accept(world.assign(device.identity, slot))
-    assert device.floors().root == 2
-
-
-def test_the_director_key_dies_with_its_delegation(world, device):
-    """An unexpired assignment by a director that targets has replaced is refused."""
-    slot = world.publish("1.0.0")
-    payload = world.assignment(device.identity, slot)
-    new = type(world.keys["director"]).generate_ecdsa()
-    world.targets.revoke_key(world.key("director").keyid, "director")
-    world.keys["director"] = new
-    world.targets.add_key(new.public_key, "director")
-    world.targets.version += 1
-    world.release()
-    assert device.refuses(world.desired(payload)) == "signature"
-    device.accept(world.assign(device.identity, slot))
 
 
 def test_online_keys_together_cannot_bring_an_unsigned_model(world, device):
@@ -345,30 +263,6 @@ def test_a_role_may_not_sign_for_another_model(world, device, tmp_path):
         assert other.refuses(both.assign(other.identity, slot)) == "not_in_catalog"
     finally:
         both.close()
-
-
-def test_a_mixed_catalog_is_refused(world, device):
-    """A snapshot that names one version while another is served does not verify."""
-    slot = world.publish("1.0.0")
-    world.snapshot.meta["targets.json"] = MetaFile(world.targets.version + 1)
-    world.snapshot.version += 1
-    world.files[f"{world.snapshot.version}.snapshot.json"] = world.sign(world.snapshot, "snapshot")
-    world.files[f"{world.targets.version + 1}.targets.json"] = world.sign(world.targets, "targets")
-    world.timestamp.version += 1
-    world.timestamp.snapshot_meta = MetaFile(world.snapshot.version)
-    world.files["timestamp.json"] = world.sign(world.timestamp, "timestamp")
-    assert device.refuses(world.assign(device.identity, slot)) == "metadata_rollback"
-
-
-def test_two_hundred_roots_are_walked(world, device):
-    """A device that slept through many root rotations ends at the newest of them."""
-    slot = world.publish("1.0.0")
-    for version in range(2, 202):
-        world.root.version = version
-        world.files[f"{version}.root.json"] = world.sign(world.root, "root")
-    assert Metadata[Root].from_bytes(world.files["201.root.json"]).signed.version == 201
-    device.accept(world.assign(device.identity, slot))
-    assert device.floors().root == 201
 
 
 def test_desired_documents_of_the_largest_size_are_read(world, device):

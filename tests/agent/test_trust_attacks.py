@@ -7,7 +7,6 @@ import shutil
 import pytest
 from tuf.api.metadata import DelegatedRole, Delegations
 
-from edgefleet_agent.trust.floors import SLOTS
 from tests.agent.test_acceptance import Device
 from tests.agent.world import World
 from tests.faults.power_cut import not_below
@@ -93,30 +92,3 @@ def test_a_slot_that_names_another_family(world, device):
     slot = world.publish("2.0.0")
     attack = world.desired(world.assignment(device.identity, slots={"audio": slot}))
     floors_stand(device, attack, "malformed")
-
-
-@pytest.mark.parametrize("year", [1970, 2100])
-def test_a_clock_that_is_wrong_changes_nothing_for_ever(world, device, year):
-    """At 1970 the time floor stands in; at 2100 all has expired; set right, the device goes on."""
-    before = device.floors()
-    device.shift = (year - 2026) * 365.25 * 86_400
-    slot = world.publish("2.0.0")
-    payload = world.assign(device.identity, slot)
-    if year == 2100:
-        assert device.refuses(payload) == "metadata_expired"
-    else:
-        device.accept(payload)
-    device.shift = 0.0
-    device.wake()
-    assert device.floors().time == before.time
-    device.accept(world.assign(device.identity, slot))
-
-
-def test_floors_deleted_on_an_enrolled_device(world, device):
-    """Without floors nothing new is believed, not even what is genuine; nothing makes new ones."""
-    for name in SLOTS:
-        (device.state / "trust" / name).unlink(missing_ok=True)
-    device.wake()
-    assert device.acceptance.floor_lost
-    assert device.refuses(world.assign(device.identity, world.publish("2.0.0"))) == "floor_lost"
-    assert device.floors() is None

@@ -1,10 +1,15 @@
-"""`python -m tests.faults.agentd CONFIG FOLDER`: the real agentd over a folder transport."""
+"""`python -m tests.faults.agentd CONFIG FOLDER`: the real agentd over a folder transport.
+
+`CLOCK_SHIFT_S` in its environment makes its clock wrong by so many seconds.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 from edgefleet_agent import compose, config
@@ -21,6 +26,7 @@ def main() -> None:
             settings,
             transport=FolderTransport(Path(sys.argv[2])),
             gateway_command=["/bin/false"],
+            clock=lambda: time.time() + float(os.environ.get("CLOCK_SHIFT_S", "0")),
         )
         signal.signal(signal.SIGTERM, lambda *_: daemon.end())
         daemon.run()

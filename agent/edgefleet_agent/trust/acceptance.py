@@ -16,7 +16,7 @@ from tuf.api.metadata import Targets
 
 from edgefleet_agent import durable
 from edgefleet_agent.ports import Clock
-from edgefleet_agent.trust.catalog import Catalog
+from edgefleet_agent.trust.catalog import Catalog, cached_expiry
 from edgefleet_agent.trust.evidence import Evidence, Opened, cases, gather, open_document
 from edgefleet_agent.trust.floors import Floors, FloorStore, ModelFloor
 from edgefleet_shared import bundle, strict_json
@@ -30,10 +30,15 @@ TIME_STEP = timedelta(minutes=10)
 
 
 class Accepted(NamedTuple):
-    """An assignment that both trust roots agree on, and where its blobs are served."""
+    """An assignment that both trust roots agree on, and where its blobs are served.
+
+    `downgrades` names the slots that go below a release that was accepted before: allowed down to
+    the security floor, and told.
+    """
 
     assignment: Assignment
     blobs: str
+    downgrades: tuple[str, ...] = ()
 
 
 class Acceptance:
@@ -55,6 +60,12 @@ class Acceptance:
         self._file = durable.make_folder(state / "desired") / "accepted.json"
         durable.sweep(self._file.parent)
         self._floors = FloorStore(durable.make_folder(state / "trust"))
+        self._expires = cached_expiry(self._cache)
+
+    @property
+    def stale(self) -> bool:
+        """Whether the newest catalog that was verified has expired: what runs goes on running."""
+        return self._expires is not None and self._expires <= self.now()
 
     @property
     def floor_lost(self) -> bool:
@@ -152,12 +163,14 @@ class Acceptance:
         assert evidence.assignment is not None
         durable.atomic_write(self._file, payload)
         self._floors.commit(_counted(raised, evidence.assignment))
-        return Accepted(evidence.assignment, opened.desired.blobs)
+        lower = _downgrades(floors, evidence.assignment)
+        return Accepted(evidence.assignment, opened.desired.blobs, lower)
 
     def _raise(self, evidence: Evidence, now: datetime) -> Floors:
         """Commit floors that a verified catalog raises; its expiry bounds the time floor."""
         floors = evidence.floors
         if evidence.expires is not None:
+            self._expires = evidence.expires
             last = parse_time(floors.time) if floors.time else None
             if last is None or now - last >= TIME_STEP:
                 time = format_time(min(now, evidence.expires))
@@ -171,6 +184,14 @@ def _floors_lost() -> TrustError:
         "Both floor files are lost, so nothing new can be believed.",
         code="floor_lost",
         hint="Enrol the device anew; what runs goes on running.",
+    )
+
+
+def _downgrades(floors: Floors, assignment: Assignment) -> tuple[str, ...]:
+    return tuple(
+        name
+        for name, slot in assignment.slots.items()
+        if slot.mode == "run" and slot.release_counter < floors.model(name).release_counter
     )
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import msgspec
 from tuf.api import exceptions
-from tuf.api.metadata import Root, TargetFile, Targets
+from tuf.api.metadata import Metadata, Root, TargetFile, Targets, Timestamp
 from tuf.ngclient.fetcher import FetcherInterface
 
+from edgefleet_agent import durable
 from edgefleet_agent.trust.floors import Floors, ModelFloor
 from edgefleet_agent.trust.updater import DurableUpdater
-from edgefleet_shared.errors import TrustError
+from edgefleet_shared.errors import EdgeFleetError, TrustError
 from edgefleet_shared.package import publisher_role
 
 BUNDLE_URL = "bundle:///"
@@ -143,6 +144,15 @@ class Catalog:
         if not self._replaced("snapshot", floors):
             _not_below("snapshot", snapshot, floors.snapshot)
             _not_below("targets", self.targets.version, floors.targets.get("targets", 0))
+
+
+def cached_expiry(folder: Path) -> datetime | None:
+    """Return when the timestamp that was verified last expires; None if none is kept."""
+    try:
+        data = durable.read_bytes(folder / "timestamp.json")
+        return Metadata[Timestamp].from_bytes(data).signed.expires if data else None
+    except (exceptions.RepositoryError, EdgeFleetError):
+        return None  # torn: the next document tells
 
 
 def _keys(root: Root) -> dict[str, list[str]]:
