@@ -17,7 +17,7 @@ from tests.faults.device import Device
 from tests.faults.power_cut import not_below
 
 
-class Victim(Device):
+class AgentProcess(Device):
     """A device of a world, and what must hold whenever it refuses."""
 
     def send(self, document: bytes) -> None:
@@ -87,9 +87,9 @@ class Victim(Device):
         return found
 
 
-def serving(world: World, version: str = "1.0.0") -> Victim:
+def serving(world: World, version: str = "1.0.0") -> AgentProcess:
     """Return a victim that serves a version, published now."""
-    victim = Victim(world)
+    victim = AgentProcess(world)
     victim.start()
     slot = world.publish(version)
     victim.takes(world.assign(victim.identity, slot))
