@@ -19,7 +19,7 @@ from edgefleet_agent.ipc import control
 from edgefleet_agent.ledger import Ledger
 from edgefleet_agent.notify import Notifier
 from edgefleet_agent.ports import Transport
-from edgefleet_agent.refusals import Refusals
+from edgefleet_agent.receiver import Receiver
 from edgefleet_agent.renewer import Renewer
 from edgefleet_agent.reporting import Facts, Reporter, Sender
 from edgefleet_agent.slot import Quarantined, Recover, Slot
@@ -67,7 +67,6 @@ class Daemon:
         self._over = False
         self._end_gateway = True
         self._connected = self._distrusted = self._missed = False
-        self._refusals = Refusals()
         self._slots: dict[str, Slot] = {}
         self._link = link(self)
         self._next_window = time.monotonic() + parts.config.telemetry.interval_s
@@ -81,7 +80,9 @@ class Daemon:
             parts.identity.device, parts.boot, signer, tools.outbox, parts.transport,
             tools.stamp, self._changed,
         )  # fmt: skip
-
+        self._receiver = Receiver(
+            parts.acceptance, parts.emitter, self._facts, self._slots, self._apply, self._changed
+        )
         self._renewer = Renewer(
             parts.config.identity, parts.identity, parts.acceptance, parts.emitter,
             self._queue.put, self._renewal_ended,
@@ -153,8 +154,8 @@ class Daemon:
         """Run until `end` is called."""
         parts = self._parts
         self._facts.counter = parts.acceptance.counter
-        self._look_at_trust()
-        last = self._last()
+        self._receiver.look()
+        last = self._receiver.last()
         if last:
             parts.tools.together.expect(last.assignment.slots)
         for name in parts.tools.journal.slots:
@@ -178,16 +179,6 @@ class Daemon:
                 return
             self._turn(0.05)
 
-    def _last(self) -> Accepted | None:
-        """Return what was accepted last; power may have failed before it was begun."""
-        try:
-            return self._parts.acceptance.last()
-        except EdgeFleetError as error:
-            self._parts.emitter.error(Step.RECEIVE, error)
-        except OSError as error:  # a full disk: what runs must run all the same
-            self._parts.emitter.tell(Step.RECEIVE, "OSError", str(error), level="error")
-        return None
-
     def _turn(self, timeout_s: float | None) -> None:
         """Take one thing from the queue, once what time asks for is done."""
         try:
@@ -207,7 +198,7 @@ class Daemon:
         """Do what time asks for; return how long the queue may be waited for."""
         now = time.monotonic()
         self._parts.notifier.alive()
-        self._look_at_trust()
+        self._receiver.look()
         if now >= self._next_window:
             self._next_window = now + self._parts.config.telemetry.interval_s
             self._close_windows()
@@ -221,13 +212,6 @@ class Daemon:
             waits.append(min(rest, 1.0) if rest is not None else IDLE_S)
             waits.append(5.0 if self._sender.busy else IDLE_S)
         return max(0.0, min(waits))
-
-    def _look_at_trust(self) -> None:
-        for name in ("stale", "floor_lost"):
-            fact = getattr(self._parts.acceptance, name)
-            if self._facts.agent.get(name) != fact:
-                self._facts.agent[name] = fact
-                self._changed()
 
     def _changed(self) -> None:
         """Wake the main thread once, however many changes come."""
@@ -279,39 +263,11 @@ class Daemon:
             self._parts.transport.request_desired(self._parts.acceptance.counter)
 
     def _receive(self, payload: bytes) -> None:
-        parts = self._parts
         if self._renewer.busy:
             # It may be for the key that we do not have yet; it is asked for again afterwards.
             self._missed = True
             return
-        try:
-            accepted = self._accept(payload)
-        except EdgeFleetError as error:
-            self._facts.refused = error.code
-            if self._refusals.admit(payload):
-                parts.emitter.error(Step.RECEIVE, error)
-            self._changed()
-            return
-        self._facts.refused = ""
-        for name in accepted.downgrades:
-            target = accepted.assignment.slots[name]
-            parts.emitter.tell(
-                Step.RECEIVE,
-                "downgrade",
-                f"{name} goes back to {target.version}, which is not below the security floor.",
-                level="warning",
-                slot=name,
-            )
-        self._apply(accepted)
-        self._changed()
-
-    def _accept(self, payload: bytes) -> Accepted:
-        try:
-            return self._parts.acceptance.accept(payload)
-        finally:
-            # A catalog may raise floors whatever comes of the assignment.
-            for slot in self._slots.values():
-                slot.heed_floors()
+        self._receiver.receive(payload)
 
     def _apply(self, accepted: Accepted) -> None:
         self._facts.counter = accepted.assignment.counter
