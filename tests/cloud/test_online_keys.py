@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import os
 from datetime import timedelta
 
 import pytest
@@ -10,6 +12,7 @@ from securesystemslib.signer import CryptoSigner
 from edgefleet_cloud.events.feed import EventFeed
 from edgefleet_cloud.events.service import EventLog
 from edgefleet_cloud.paging import PageQuery
+from edgefleet_cloud.trust import service
 from edgefleet_cloud.trust.expiry import ExpiryWatch
 from edgefleet_cloud.trust.key_folder import MAX_FILES
 from edgefleet_shared.errors import TrustError
@@ -17,6 +20,8 @@ from edgefleet_shared.messages import Assignment
 from edgefleet_shared.times import format_time
 from edgefleet_shared.trust import DeviceIdentity, open_assignment
 from tests.cloud.test_trust import NOW, Clock, device_reads, trust_of
+
+NOISE = os.urandom(3000).hex()
 
 
 def refused(answer, status, code):
@@ -137,3 +142,16 @@ def test_a_fleet_without_an_audit_key_still_starts(folder, caplog):
     assert "edgefleet keys rotate audit" in said[0]
     trust.renew()
     assert len([r for r in caplog.records if "role audit" in r.message]) == 1
+
+
+def test_what_no_device_could_take_is_not_taken(cloud, monkeypatch):
+    """Metadata that would make the bundle too long for a message is refused whole."""
+    before = cloud.client.get("/v1/trust/bundle").content
+    monkeypatch.setattr(service, "BUNDLE_MAX_BYTES", len(before))
+    names = ["targets-1", "targets-2"]
+    name, data = cloud.folder.resign(
+        "targets", lambda s: s.unrecognized_fields.update(x=NOISE), names
+    )
+    body = {"files": {name: base64.b64encode(data).decode()}}
+    refused(cloud.client.post("/v1/trust/metadata", json=body), 422, "bundle_too_large")
+    assert cloud.client.get("/v1/trust/bundle").content == before

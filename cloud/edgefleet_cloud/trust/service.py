@@ -18,9 +18,13 @@ from edgefleet_cloud.trust.rules import Entry
 from edgefleet_shared import bundle, dsse, strict_json
 from edgefleet_shared.audit import HEAD_TYPE
 from edgefleet_shared.errors import TrustError
-from edgefleet_shared.messages import ASSIGNMENT_TYPE, Assignment
+from edgefleet_shared.messages import ASSIGNMENT_TYPE, DESIRED_MAX_BYTES, Assignment
 from edgefleet_shared.package import publisher_role, target_path
 from edgefleet_shared.steps import Step
+
+ENVELOPE_ROOM = 48 * 1024  # for an assignment of many slots
+BUNDLE_MAX_BYTES = (DESIRED_MAX_BYTES - ENVELOPE_ROOM) * 3 // 4
+"""What fits into a desired document, which carries it in base64 beside the assignment."""
 
 _log = logging.getLogger(__name__)
 
@@ -229,6 +233,12 @@ class Trust:
         after = chain.read({**self._now.files, **files})
         packed = bundle.encode(after.files)
         bundle.decode(packed)
+        if len(packed) > BUNDLE_MAX_BYTES and len(packed) > len(self._bundle):
+            raise TrustError(
+                f"The catalog would be {len(packed)} bytes for a device, more than it takes.",
+                code="bundle_too_large",
+                hint="Every root and every release travels with it, and those are too many.",
+            )
         self._folder.publish(files)
         self._now, self._bundle, self._signers = after, packed, signers
 

@@ -20,6 +20,8 @@ from edgefleet_shared.identifiers import check_name
 from edgefleet_shared.package import publisher_role
 from edgefleet_shared.times import format_time
 
+SHARED_KEY = "publisher-1"
+
 app = typer.Typer(help="Look at the fleet's trust, and extend it.", no_args_is_help=True)
 app.command("sign")(ceremony.sign)
 app.command("publish")(ceremony.publish)
@@ -53,12 +55,13 @@ def delegate(
     session: Session,
     family: Annotated[str, typer.Argument(help="Model name that may be published from now on.")],
     key: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="The publisher's key; default: the one for every family.",
+            help="The publisher's key; default: the one that is shared, publisher-1.",
+            show_default=False,
             autocompletion=completion.keys,
         ),
-    ] = "publisher-1",
+    ] = None,
     prepare: signing.PrepareOption = None,
     passphrase_file: PassphraseOption = None,
     yes: signing.YesOption = False,
@@ -66,7 +69,7 @@ def delegate(
     """Let a publisher's key release one more model, or one beside those that do."""
     check_name(family, "model family")
     desk = signing.open_desk(session)
-    stored = desk.store.find(key)
+    stored = desk.store.find(key or SHARED_KEY)
     if stored.role not in {"publisher", publisher_role(family)}:
         raise InvalidInputError(
             f"{stored.name} is a key for {stored.role}.",
