@@ -18,6 +18,7 @@ from edgefleet_cloud.audit.service import HeadKeeper, Heads
 from edgefleet_cloud.auth.devices import DeviceAccess
 from edgefleet_cloud.auth.gate import Gate
 from edgefleet_cloud.auth.limits import FailureLimit
+from edgefleet_cloud.auth.oidc.setup import configured
 from edgefleet_cloud.auth.service import TokenService
 from edgefleet_cloud.authority.issuing import DeviceCa
 from edgefleet_cloud.authority.service import Certificates
@@ -142,8 +143,9 @@ def _admit(config: Config, database: Database, events: EventLog) -> tuple[TokenS
         tokens.import_file(session, Path(config.admin_token_file))
     here = origin(config.api_url)
     devices = DeviceAccess(config.fleet, here, DeviceKeys(database), system_clock)
+    oidc = configured(config.oidc)
     limit = FailureLimit(config.limits.auth_failures, config.limits.auth_refill_s)
-    return tokens, Gate(database, tokens, devices, limit, events, config.proxies)
+    return tokens, Gate(database, tokens, devices, limit, events, config.proxies, oidc)
 
 
 def _certificates(config: Config) -> Certificates:

@@ -53,6 +53,28 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     auth_refill_s: float = 6.0  # one of them is forgiven after this
 
 
+class OidcRole(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A role for everybody in whose token a claim has a value."""
+
+    value: str
+    role: Literal["viewer", "operator", "publisher", "provisioner", "admin"]
+    scope: str = ""  # within this filter; '' = the whole fleet
+    claim: str = ""  # '' = roles_claim; a.b is claim b in claim a
+
+
+class Oidc(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An OpenID provider whose tokens are taken beside our own."""
+
+    issuer: str = ""  # exactly as it names itself; '' = none
+    audience: str = ""  # what `aud` must hold
+    client_id: str = ""  # what `azp` or `client_id` must be; '' = any client's
+    roles_claim: str = "roles"
+    subject_claim: str = "sub"  # names the actor; email counts only if it is verified
+    leeway_s: int = 30  # between its clock and ours
+    ca: str = ""  # PEM file of the CA behind its certificate; '' = the system's
+    mapping: tuple[OidcRole, ...] = ()
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All of it. Paths are absolute once loaded; in the file they are relative to the file."""
 
@@ -70,6 +92,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     controller: Controller = Controller()
     identity: Identity = Identity()
     limits: Limits = Limits()
+    oidc: Oidc = Oidc()
 
     @property
     def data(self) -> Path:
@@ -151,6 +174,7 @@ def load(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
     if config.limits.auth_failures < 1 or config.limits.auth_refill_s <= 0:
         raise _bad("limits.auth_failures and limits.auth_refill_s must be above 0")
     _check_urls(config)
+    _check_oidc(config.oidc)
     folder = path.resolve().parent
     places = {key: str(folder / getattr(config, key)) for key in _PATHS}
     broker = {
@@ -158,9 +182,23 @@ def load(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
         for key in ("ca", "cert", "key")
         if (value := getattr(config.broker, key))
     }
+    oidc = config.oidc
+    if oidc.ca:
+        oidc = msgspec.structs.replace(oidc, ca=str(folder / oidc.ca))
     return msgspec.structs.replace(
-        config, **places, broker=msgspec.structs.replace(config.broker, **broker)
+        config, **places, broker=msgspec.structs.replace(config.broker, **broker), oidc=oidc
     )
+
+
+def _check_oidc(oidc: Oidc) -> None:
+    if not oidc.issuer:
+        return
+    if not _is_url(oidc.issuer, {"http", "https"}):
+        raise _bad(f"oidc.issuer = {oidc.issuer!r} is not https://HOST")
+    if not oidc.audience:
+        raise _bad("oidc.audience is missing: tokens for other services would be taken")
+    if not 0 <= oidc.leeway_s <= 300:
+        raise _bad(f"oidc.leeway_s = {oidc.leeway_s} is not 0 to 300")
 
 
 def _check_urls(config: Config) -> None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from edgefleet_cloud.auth.caller import Caller
 from edgefleet_cloud.auth.devices import DeviceAccess
 from edgefleet_cloud.auth.limits import FailureLimit, Network, client_of
+from edgefleet_cloud.auth.oidc.claims import Oidc, looks_like
 from edgefleet_cloud.auth.service import TokenService
 from edgefleet_cloud.database import Database
 from edgefleet_cloud.errors import ForbiddenError, UnauthenticatedError
@@ -33,6 +34,7 @@ class Gate:
         limit: Counts failures.
         events: Told of each lock-out.
         proxies: Networks of proxies whose X-Forwarded-For is believed.
+        oidc: Checks the tokens of an OpenID provider, if there is one.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Gate:
         limit: FailureLimit,
         events: EventSink,
         proxies: Sequence[Network] = (),
+        oidc: Oidc | None = None,
     ) -> None:
         self._database = database
         self._tokens = tokens
@@ -50,6 +53,7 @@ class Gate:
         self._limit = limit
         self._events = events
         self._proxies = proxies
+        self._oidc = oidc
         # Who was right before is let in while others guess from the same address.
         self._right: OrderedDict[bytes, None] = OrderedDict()
         self._turn = threading.Lock()
@@ -121,6 +125,8 @@ class Gate:
             return self._tokens.stands(session, caller)
 
     def _caller(self, token: str) -> Caller:
+        if self._oidc and looks_like(token):
+            return self._oidc.check(token)
         with self._database.read() as session:
             caller, row = self._tokens.check(session, token)
         if self._tokens.worth_noting(row):
