@@ -25,7 +25,7 @@ from edgefleet_shared.renewal import RenewAsk
 from edgefleet_shared.steps import Step
 
 LOOK_S = 30.0
-GAP_S = 60.0
+GAP_S = 10.0
 """Between two renewals, whoever asks: only the broker's word stands behind most of it."""
 RETRY_MIN_S = 2.0
 RETRY_MAX_S = 3600.0

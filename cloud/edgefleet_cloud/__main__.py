@@ -17,6 +17,7 @@ from edgefleet_cloud.auth.roles import Role
 from edgefleet_cloud.auth.service import LIFE, TokenService, Wish
 from edgefleet_cloud.auth.tables import TokenRow
 from edgefleet_cloud.broker import command
+from edgefleet_cloud.enrollments import command as authority
 from edgefleet_cloud.events.feed import EventFeed
 from edgefleet_cloud.events.service import EventLog
 from edgefleet_cloud.ports import system_clock
@@ -104,6 +105,15 @@ def _line(row: dict[str, object]) -> str:
                                row["scope"])))  # fmt: skip
 
 
+def _authority(options: argparse.Namespace) -> None:
+    settings = config.load(options.config)
+    database = compose.open_database(settings)
+    try:
+        print(authority.run(options, settings, database, EventLog(EventFeed())))  # noqa: T201
+    finally:
+        database.close()
+
+
 def _openapi(_options: argparse.Namespace) -> None:
     print(json.dumps(compose.api_description(), indent=2))  # noqa: T201 - the answer
 
@@ -121,6 +131,9 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--ready-file", type=Path, help="written once requests are answered")
     serve.set_defaults(run=_serve)
     _add_token(commands.add_parser("token", help="make, list and revoke API tokens"))
+    ca = commands.add_parser("ca", help="replace the authority that signs devices' certificates")
+    authority.add_arguments(ca, _add_config)
+    ca.set_defaults(run=_authority)
     openapi = commands.add_parser("openapi", help="print the API's description")
     openapi.set_defaults(run=_openapi)
     broker = commands.add_parser(

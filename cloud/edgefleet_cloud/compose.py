@@ -22,6 +22,7 @@ from edgefleet_cloud.auth.oidc.setup import configured
 from edgefleet_cloud.auth.service import TokenService
 from edgefleet_cloud.authority.issuing import DeviceCa
 from edgefleet_cloud.authority.service import Certificates
+from edgefleet_cloud.authority.watch import AuthorityWatch
 from edgefleet_cloud.blobs.disk import DiskBlobs
 from edgefleet_cloud.blobs.service import Uploads
 from edgefleet_cloud.broker.disconnect import UntoldBroker
@@ -63,6 +64,7 @@ from edgefleet_shared.messages import Reported
 RENEW_S = 60.0
 PURGE_S = 3600.0
 SWEEP_S = 10.0
+LOOK_S = 3.0
 WATCH_S = 3600.0
 
 
@@ -123,6 +125,7 @@ def compose(config: Config) -> Program:
         Periodic("removal of what is old", PURGE_S, partial(_purge, database, uploads)),
         broker,
         Uplink(steering.transport, ingest, steering.announcer, database, asking.remind),
+        Periodic("look at the authorities", LOOK_S, _authorities(config, certificates).look),
         Periodic("asking for renewals", SWEEP_S, asking.sweep),
         steering.controller,
     ]
@@ -151,6 +154,14 @@ def _admit(config: Config, database: Database, events: EventLog) -> tuple[TokenS
 def _certificates(config: Config) -> Certificates:
     ca = DeviceCa.load(config.keys, timedelta(days=config.identity.certificate_life_days))
     return Certificates(config.fleet, ca, UntoldBroker())
+
+
+def _authorities(config: Config, certificates: Certificates) -> AuthorityWatch:
+    return AuthorityWatch(certificates.ca, config.keys, _nothing)
+
+
+def _nothing() -> None:
+    """The broker has no certificates that it could take up."""
 
 
 def _renewals(

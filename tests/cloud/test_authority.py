@@ -11,11 +11,16 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from cryptography.x509.verification import PolicyBuilder, Store
 
+from edgefleet_cloud import durable
+from edgefleet_cloud.authority import rotation
 from edgefleet_cloud.authority.issuing import DeviceCa, Revoked
 from edgefleet_cloud.authority.service import Certificates
+from edgefleet_cloud.authority.watch import AuthorityWatch
 from edgefleet_cloud.devices.service import Devices
+from edgefleet_cloud.errors import ConflictError
 from edgefleet_cloud.events.feed import EventFeed
 from edgefleet_cloud.events.service import EventLog
+from edgefleet_shared.errors import UnavailableError
 from tests.fakes.disconnector import RecordingDisconnector
 
 DAY = timedelta(days=1)
@@ -109,3 +114,82 @@ def test_a_revocation_that_is_rolled_back_reaches_nobody(ca, database):
         certificates.revoke_device(session, "cam-1", "stolen")
         raise RuntimeError
     assert not broker.calls
+
+
+def test_a_rotation_keeps_the_old_authority_until_it_is_retired(folder):
+    """The new one issues, the old one stays in the bundle, signs lists and the server; then not."""
+    keys, now = folder.online / "keys", datetime.now(UTC)
+    old = DeviceCa.load(keys)
+    early = x509.load_pem_x509_certificate(old.sign(key(), "demo", "cam-1", now).encode())
+    made = rotation.rotate(keys, now)
+    both = DeviceCa.load(keys)
+    assert [each.digest for each in both.issuers] == [made.digest, old.issuers[0].digest]
+    names = {each.certificate.subject for each in both.issuers}
+    assert len(names) == 2
+    late = x509.load_pem_x509_certificate(both.sign(key(), "demo", "cam-1", now).encode())
+    server = x509.load_pem_x509_certificate(both.sign_server(key(), ["b"], now, DAY).encode())
+    late.verify_directly_issued_by(made.certificate)
+    server.verify_directly_issued_by(old.issuers[0].certificate)
+    lists = both.crl([Revoked(early.serial_number, now)], 1, now, DAY).split("-----END X509 CRL")
+    assert len(lists) == 3
+    verifier = PolicyBuilder().store(store(both)).time(now).build_client_verifier()
+    assert verifier.verify(early, [])
+    assert verifier.verify(late, [])
+    with pytest.raises(ConflictError) as caught:
+        rotation.rotate(keys, now)
+    assert caught.value.code == "rotation_under_way"
+    assert [each.digest for each in rotation.retire(keys)] == [old.issuers[0].digest]
+    verifier = PolicyBuilder().store(store(DeviceCa.load(keys))).time(now).build_client_verifier()
+    assert verifier.verify(late, [])
+    with pytest.raises(x509.verification.VerificationError):
+        verifier.verify(early, [])
+    assert rotation.retire(keys) == []
+    assert (keys / "device-ca.pem").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.parametrize("action", ["rotate", "retire"])
+def test_a_rotation_that_is_cut_short_is_whole_or_not_begun(folder, monkeypatch, action, step):
+    """Power fails before either file is written: what is there is an authority, and goes on."""
+    keys, now = folder.online / "keys", datetime.now(UTC)
+    if action == "retire":
+        rotation.rotate(keys, now)
+    trusted = len(DeviceCa.load(keys).issuers)
+    left = [step]
+
+    def write(*arguments, real=durable.write):
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        real(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(durable, "write", write)
+        rotation.rotate(keys, now) if action == "rotate" else rotation.retire(keys)
+    assert len(DeviceCa.load(keys).issuers) in {trusted, 1}
+    if action == "rotate":
+        rotation.rotate(keys, now)
+    assert len(rotation.retire(keys)) <= 1
+    assert len(DeviceCa.load(keys).issuers) == 1
+
+
+def test_a_changed_authority_issues_once_the_broker_has_taken_it_up(folder):
+    """A broker that fails is asked again, and nobody gets a certificate that it would refuse."""
+    keys = folder.online / "keys"
+    ca, told, broken = DeviceCa.load(keys), [], [True]
+
+    def take_up() -> None:
+        if broken[0]:
+            raise UnavailableError("not now")
+        told.append(1)
+
+    watch = AuthorityWatch(ca, keys, take_up)
+    watch.look()
+    made = rotation.rotate(keys, datetime.now(UTC))
+    with pytest.raises(UnavailableError):
+        watch.look()
+    assert ca.issuers[0].digest != made.digest
+    broken[0] = False
+    watch.look()
+    watch.look()
+    assert (ca.issuers[0].digest, told) == (made.digest, [1])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -102,3 +105,44 @@ def test_an_operator_asks_a_device_to_renew(world):
     for name in world.names:
         until(f"{name} in sync", lambda name=name: in_sync(world, name))
         assert world.version(name) == "2.0.0"
+
+
+def ca(world: World, *arguments: str, fails: bool = False) -> str:
+    """Run `edgefleet-cloud ca`; return what it prints, on standard error if it must fail."""
+    config = world.fleet.folder / "fleet" / "online" / "cloud.toml"
+    done = subprocess.run(
+        [sys.executable, "-m", "edgefleet_cloud", "ca", *arguments, "--config", str(config)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode != 0) == fails, done.stderr
+    return done.stderr if fails else done.stdout
+
+
+def test_the_authority_is_replaced_while_devices_are_online_and_off(world):
+    """The drill: those online renew when asked, one that was off comes back over HTTP."""
+    before = {name: certificate(world, name).issuer for name in world.names}
+    world.fleet.processes.end("cam-2")
+    with world.load("cam-1") as client:
+        ca(world, "rotate")
+        assert "still trusted" in ca(world, "rotate", fails=True)
+        until("cam-1's new issuer", lambda: certificate(world, "cam-1").issuer != before["cam-1"])
+        until("cam-1 in sync", lambda: in_sync(world, "cam-1"))
+        refusal = ca(world, "retire", fails=True)
+        assert "cam-2" in refusal
+        assert "cam-1" not in refusal
+        ca(world, "retire", "--force")
+        assert len(json.loads(ca(world, "list", "--json"))["authorities"]) == 1
+        # Until it is told again, it still believes a broker of the old authority.
+        path = world.fleet.folder / "cam-1" / "state" / "identity" / "ca.crt"
+        until("the old authority gone", lambda: path.read_text().count("BEGIN") == 1)
+    assert client.rows
+    assert not client.errors
+    assert certificate(world, "cam-2").issuer == before["cam-2"]
+    world.restart_agent("cam-2")
+    until("cam-2's new issuer", lambda: certificate(world, "cam-2").issuer != before["cam-2"])
+    for name in world.names:
+        until(f"{name} in sync", lambda name=name: in_sync(world, name))
+    assert world.roll_out("3.0.0")["state"] == "completed"

@@ -24,6 +24,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from edgefleet_cloud.authority.requests import describe
 from edgefleet_shared.errors import UnavailableError
+from edgefleet_shared.identifiers import sha256_digest
 
 LIFE = timedelta(days=30)
 CLOCK_SLACK = timedelta(minutes=5)  # a device whose clock is a little behind must still start
@@ -77,6 +78,15 @@ class DeviceCa:
     def pem(self) -> str:
         """The certificates of all authorities that are trusted, newest first."""
         return "".join(_pem(issuer.certificate) for issuer in self._issuers)
+
+    @property
+    def bundle(self) -> str:
+        """Names which authorities are trusted: a digest that changes when they do."""
+        return sha256_digest("\n".join(issuer.digest for issuer in self._issuers).encode())
+
+    def replace(self, issuers: Sequence[Issuer]) -> None:
+        """Become these authorities, newest first: they have changed on disk."""
+        self._issuers = tuple(issuers)
 
     @property
     def issuers(self) -> Sequence[Issuer]:

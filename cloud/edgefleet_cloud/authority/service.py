@@ -59,6 +59,7 @@ class Certificates:
                 device=device_id,
                 key=describe(key).digest,
                 issuer=self.ca.issuers[0].digest,
+                bundle=self.ca.bundle,
                 not_before=format_time(certificate.not_valid_before_utc),
                 not_after=format_time(certificate.not_valid_after_utc),
                 pem=pem,
@@ -90,12 +91,11 @@ class Certificates:
     def current(self, session: Session, device_id: str, key: str) -> str | None:
         """Return the certificate of a device's key that a device may still use, as PEM; or None.
 
-        That is one that has not expired and whose authority is trusted and the newest.
+        That is one that has not expired, and was issued since the authorities last changed.
         """
-        now = format_time(self._clock())
-        newest = self.ca.issuers[0].digest
+        now, bundle = format_time(self._clock()), self.ca.bundle
         for row in repository.of_device(session, device_id):
-            if (row.key, row.issuer, row.revoked) == (key, newest, None) and row.not_after > now:
+            if (row.key, row.bundle, row.revoked) == (key, bundle, None) and row.not_after > now:
                 return row.pem or None
         return None
 

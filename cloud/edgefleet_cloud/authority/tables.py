@@ -13,6 +13,7 @@ class CertificateRow(SQLModel, table=True):
         device: Whose it is.
         key: Digest of the key's SPKI DER.
         issuer: Digest of the key that signed it.
+        bundle: Names the authorities that its device was told of with it.
         revoked: Since when it counts no more, perhaps a time to come; or None.
         reason: Why it was revoked; '' if it was not.
         pem: The certificate.
@@ -25,6 +26,7 @@ class CertificateRow(SQLModel, table=True):
     device: str = Field(foreign_key="devices.id", index=True)
     key: str
     issuer: str = Field(index=True)
+    bundle: str = ""
     not_before: str
     not_after: str
     revoked: str | None = None

@@ -1,4 +1,4 @@
-"""Asks devices to renew: by a word of an operator's, or because the authority was replaced.
+"""Asks devices to renew: by a word of an operator's, or because the authorities have changed.
 
 The word is a retained message that names the key to be replaced, so that it does nothing once that
 has happened, however often and late it comes.
@@ -98,10 +98,10 @@ class Asking:
             self._later(session, row.id, b"")
 
     def sweep(self) -> None:
-        """Ask, a hundred at a time, devices whose certificate an older authority has issued."""
-        newest = self._certificates.ca.issuers[0].digest
+        """Ask, a hundred at a time, devices that were not told who is trusted now."""
+        bundle = self._certificates.ca.bundle
         with self._database.read() as session:
-            due = repository.issued_by_others(session, newest, AT_A_TIME)
+            due = repository.not_told(session, bundle, AT_A_TIME)
         if due:
             with self._database.write() as session:
                 for device_id in due:
@@ -109,7 +109,7 @@ class Asking:
 
     def _is_old(self, session: Session, row: DeviceRow) -> bool:
         found = self._certificates.newest(session, row.id)
-        return found is not None and found.issuer != self._certificates.ca.issuers[0].digest
+        return found is not None and found.bundle != self._certificates.ca.bundle
 
     def _ask(self, session: Session, row: DeviceRow) -> None:
         if row.renewal_asked is None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from sqlalchemy import CursorResult, select, update
+from sqlalchemy import ColumnElement, CursorResult, Select, select, update
 from sqlmodel import Session, col
 
 from edgefleet_cloud.authority.tables import CertificateRow
@@ -28,19 +29,27 @@ def burn(session: Session, secret_hash: str, now: str) -> bool:
     return result.rowcount == 1
 
 
-def issued_by_others(session: Session, issuer: str, limit: int) -> Sequence[str]:
-    """Return enrolled devices that have no certificate of `issuer`, and were not asked to renew."""
+def not_told(session: Session, bundle: str, limit: int) -> Sequence[str]:
+    """Return enrolled devices that know other authorities than `bundle`, and were not yet asked."""
+    query = _without(col(CertificateRow.bundle) == bundle)
+    query = query.where(col(DeviceRow.renewal_asked).is_(None))
+    found: Sequence[str] = session.scalars(query.limit(limit)).all()
+    return found
+
+
+def without_certificate_of(session: Session, issuer: str) -> Sequence[str]:
+    """Return enrolled devices that have no certificate that counts of an authority, by id."""
+    found: Sequence[str] = session.scalars(_without(col(CertificateRow.issuer) == issuer)).all()
+    return found
+
+
+def _without(good: ColumnElement[bool]) -> Select[Any]:
     modern = select(CertificateRow.device).where(  # type: ignore[call-overload]  # as its value
-        col(CertificateRow.issuer) == issuer, col(CertificateRow.revoked).is_(None)
+        good, col(CertificateRow.revoked).is_(None)
     )
-    rows = (
+    query: Select[Any] = (
         select(DeviceRow.id)  # type: ignore[call-overload]  # SQLModel types a column as its value
-        .where(
-            col(DeviceRow.state) == ENROLLED,
-            col(DeviceRow.renewal_asked).is_(None),
-            col(DeviceRow.id).not_in(modern),
-        )
+        .where(col(DeviceRow.state) == ENROLLED, col(DeviceRow.id).not_in(modern))
         .order_by(col(DeviceRow.id))
     )
-    found: Sequence[str] = session.scalars(rows.limit(limit)).all()
-    return found
+    return query
