@@ -36,6 +36,8 @@ RECOVER_S = 60.0
 """After this long the fleet manager is called even if a slot could not be brought up."""
 QUEUE_MAX = 64
 IDLE_S = 30.0
+UNWRITTEN_S = 2.0
+"""A document that the disk did not take is looked at again after this long."""
 
 
 class Parts(NamedTuple):
@@ -69,6 +71,7 @@ class Daemon:
         self._connected = self._distrusted = self._missed = False
         self._slots: dict[str, Slot] = {}
         self._link = link(self)
+        self._unwritten: tuple[float, bytes] | None = None
         self._next_window = time.monotonic() + parts.config.telemetry.interval_s
         tools, signer = parts.tools, parts.identity.signer
         self._facts = Facts(tools.hardware, tools.accelerators)
@@ -202,7 +205,15 @@ class Daemon:
         if now >= self._next_window:
             self._next_window = now + self._parts.config.telemetry.interval_s
             self._close_windows()
-        waits = [self._renewer.wait_s(), self._next_window - now, self._parts.notifier.interval_s]
+        if self._unwritten and now >= self._unwritten[0]:
+            (_, payload), self._unwritten = self._unwritten, None
+            self._queue.put(lambda: self._receive(payload))
+        waits = [
+            UNWRITTEN_S if self._unwritten else IDLE_S,
+            self._renewer.wait_s(),
+            self._next_window - now,
+            self._parts.notifier.interval_s,
+        ]
         if self._dirty.is_set():
             self._dirty.clear()
             self._write_status()
@@ -267,7 +278,11 @@ class Daemon:
             # It may be for the key that we do not have yet; it is asked for again afterwards.
             self._missed = True
             return
-        self._receiver.receive(payload)
+        try:
+            self._receiver.receive(payload)
+        except OSError:
+            self._unwritten = (time.monotonic() + UNWRITTEN_S, payload)
+            raise
 
     def _apply(self, accepted: Accepted) -> None:
         self._facts.counter = accepted.assignment.counter

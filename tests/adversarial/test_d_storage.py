@@ -27,6 +27,8 @@ from tests.adversarial.manifests import manifest_with
 from tests.agent.blob_server import BlobServer
 from tests.agent.running import Agent
 from tests.agent.world import World, until
+from tests.faults import disk_full
+from tests.faults.power_cut import compiler
 from tests.house import tree
 from tests.models import linear
 
@@ -102,6 +104,43 @@ def test_36_the_device_has_nothing_that_opens_archives_or_runs_data():
             if isinstance(node, ast.Attribute) and node.attr in {"unpack_archive", "extractall"}:
                 found.append((path, node.attr))
     assert found == []
+
+
+@pytest.fixture(scope="module")
+def course():
+    """A device that serves 1.0.0, asked for 2.0.0 again and again from the same disk."""
+    course = disk_full.Course()
+    yield course
+    course.close()
+
+
+needs_compiler = pytest.mark.skipif(compiler() is None, reason="no C compiler for the full disk")
+
+
+@needs_compiler
+@pytest.mark.timeout(180)
+def test_37_a_disk_that_is_full_at_any_write_costs_no_service(course):
+    """Full from a call on, then not: served all the time, nothing half done left, and updated.
+
+    A sample; `python -m tests.faults.disk_full` takes every call that needs room.
+    """
+    course.run(0)
+    calls = course.calls()
+    assert len(calls) > 100
+    assert {"write", "pwrite", "fsync", "rename", "create"} <= {c.split()[0] for c in calls}
+    parts = 4
+    for index in range(parts):
+        at = round((index + 0.5) * len(calls) / parts)
+        assert course.run(at)["hit"], at
+
+
+@needs_compiler
+def test_37_a_store_that_is_full_fails_the_deployment_and_says_so(course):
+    """Only the packages' folder has no room: `store_full` is reported, and 1.0.0 serves on."""
+    found = course.run(1, root="store")
+    assert found == {"hit": True, "state": "failed", "reason": "store_full"}
+    codes = {item["code"] for batch in course.device.batches("events") for item in batch["items"]}
+    assert {"failed", "succeeded"} <= codes
 
 
 def rot(device: Device, digest: str) -> Path:
