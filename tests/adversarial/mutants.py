@@ -30,6 +30,8 @@ def mutant(data: bytes, seed: int) -> bytes:
     """Return the model with one to eight wounds, the same for the same seed."""
     dice, body = random.Random(seed), bytearray(data)
     for _ in range(dice.choice((1, 1, 1, 2, 4, 8))):
+        if len(body) < 2:
+            break
         at = dice.randrange(len(body))
         kind = dice.randrange(8)
         if kind < 3:

@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 
 from edgefleet_agent.ipc import control
+from edgefleet_agent.status import read_status
 from edgefleet_agent.worker import landlock, seccomp, syscalls
+from tests.adversarial.device import Device
 from tests.agent.gateways import Gateway
+from tests.agent.world import World, until
 from tests.models import linear, package
 
 
@@ -193,3 +196,45 @@ HEADERS = {
     "x86_64": Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h"),
     "aarch64": Path("/usr/include/asm-generic/unistd.h"),
 }
+
+
+OLD_KERNEL = """
+import edgefleet_agent.worker.landlock as landlock, edgefleet_agent.worker.seccomp as seccomp
+landlock.abi = lambda: 0
+seccomp.install = lambda **_: False
+"""
+
+
+def test_53_a_missing_layer_is_told_once_and_is_no_reason_not_to_serve(tmp_path):
+    """An old kernel: the model serves, the report names what holds, one event what does not."""
+    (tmp_path / "sitecustomize.py").write_text(OLD_KERNEL)
+    world = World()
+    device = Device(world, {"PYTHONPATH": str(tmp_path)}).start()
+    try:
+        device.serve("1.0.0")
+        device.serve("2.0.0", 3.0)
+        event = device.event("sandbox_incomplete")
+        assert (event["level"], "landlock, seccomp" in event["message"]) == ("warning", True)
+        codes = [e["code"] for e in device.transport.items("events")]
+        assert codes.count("sandbox_incomplete") == 1
+        held = until(lambda: device.transport.reported[-1]["agent"].get("sandbox"))
+        assert control.missing_layers(held) == ["landlock", "seccomp"]
+    finally:
+        device.close()
+        world.close()
+
+
+def test_53_report_and_status_name_the_layers_that_hold():
+    """What workers are shut in by stands in the reported document and in `status`."""
+    world = World()
+    device = Device(world).start()
+    try:
+        device.serve()
+        held = until(lambda: device.transport.reported[-1]["agent"].get("sandbox"))
+        assert control.missing_layers(held) == []
+        assert read_status(device.run_dir)["sandbox"] == held
+        codes = [e["code"] for e in device.transport.items("events")]
+        assert "sandbox_incomplete" not in codes
+    finally:
+        device.close()
+        world.close()

@@ -71,3 +71,10 @@ def test_the_folders_are_the_agents_defaults():
     config = Config()
     assert config.state_dir == f"/var/lib/{service()['StateDirectory']}"
     assert config.run_dir == f"/run/{service()['RuntimeDirectory']}"
+
+
+def test_workers_may_shut_themselves_in():
+    """Landlock and seccomp are no part of @system-service: the unit must name their calls."""
+    allowed = set(service()["SystemCallFilter"].split())
+    needed = {"seccomp", "landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self"}
+    assert {"@system-service", *needed} <= allowed
