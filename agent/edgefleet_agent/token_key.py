@@ -161,7 +161,7 @@ class TokenKey(ec.EllipticCurvePrivateKey):
             ) from error
         try:
             token = _token(pkcs11.lib(self._uri.module), self._uri)
-            self._session = token.open(rw=make, user_pin=self._uri.pin or None)
+            self._session = _log_in(pkcs11, token, self._uri.pin, make=make)
             found = self._find(pkcs11.ObjectClass.PRIVATE_KEY)
             if found is None and make:
                 _generate(pkcs11, self._session, self._uri)
@@ -188,6 +188,14 @@ class TokenKey(ec.EllipticCurvePrivateKey):
         return found[0] if found else None
 
 
+def _log_in(pkcs11: Any, token: Any, pin: str, *, make: bool) -> Any:
+    try:
+        return token.open(rw=make, user_pin=pin or None)
+    except pkcs11.exceptions.UserAlreadyLoggedIn:
+        # A login holds for all of a process, so that a second session needs none.
+        return token.open(rw=make)
+
+
 def _token(library: Any, uri: TokenUri) -> Any:
     wanted: dict[str, Any] = {}
     if uri.token:
@@ -209,7 +217,20 @@ def _generate(pkcs11: Any, session: Any, uri: TokenUri) -> None:
         store=True,
         label=uri.label,
         id=uri.id or uri.label.encode(),
-        capabilities=pkcs11.MechanismFlag.SIGN | pkcs11.MechanismFlag.VERIFY,
+        # Said by nobody, the token's own word holds: tpm2-pkcs11 refuses what is not as it has it.
+        public_template=dict.fromkeys(
+            (pkcs11.Attribute.ENCRYPT, pkcs11.Attribute.WRAP, pkcs11.Attribute.VERIFY),
+            pkcs11.constants.DEFAULT,
+        ),
+        private_template=dict.fromkeys(
+            (
+                pkcs11.Attribute.DECRYPT,
+                pkcs11.Attribute.UNWRAP,
+                pkcs11.Attribute.DERIVE,
+                pkcs11.Attribute.SIGN,
+            ),
+            pkcs11.constants.DEFAULT,
+        ),
     )
 
 
