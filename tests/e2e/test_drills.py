@@ -40,7 +40,7 @@ def drill():
 
 
 def test_root_is_rotated_as_the_page_says(drill: Drill):
-    """Online the next root arrives at once; the device that was off walks five, one with ML-DSA."""
+    """The next root arrives at once; the device that was off walks three, one with ML-DSA."""
     drill.switch_off()
     shown = drill.follow("Root")
     assert "2 of 3" in shown
@@ -50,10 +50,10 @@ def test_root_is_rotated_as_the_page_says(drill: Drill):
     assert "root-5" in made
     drill.type("edgefleet trust rotate-root --add root-5 --root-threshold 4")  # it must sign too
     drill.follow("Snapshot and timestamp")
-    drill.reaches(ON, root=5)
+    drill.reaches(ON, root=4)
     assert drill.floors(OFF)["root"] == 1
     drill.switch_on()
-    drill.reaches(OFF, root=5)
+    drill.reaches(OFF, root=4)
     drill.runs("2.0.0")
 
 
@@ -118,3 +118,16 @@ def test_director_is_rotated_as_the_page_says(drill: Drill):
         broker.send(ON, {**earlier, "bundle": now["bundle"]})  # genuine once, and not expired
         drill.world.refusal("signature", after, ON)
     drill.runs("1.0.0")
+
+
+def test_every_key_of_a_stolen_server_is_rotated_in_one_step(drill: Drill):
+    """One root and one targets replace all four; the device that was off takes both later."""
+    drill.switch_off()
+    before = drill.floors(ON)
+    drill.follow("The server was broken into")
+    after = {"root": before["root"] + 1, "targets": before["targets"]["targets"] + 1}
+    drill.reaches(ON, counter=before["counter"] + 1, **after)
+    drill.switch_on()
+    drill.reaches(OFF, **after)
+    assert drill.floors(ON)["keys"]["timestamp"] != before["keys"]["timestamp"]
+    drill.runs("2.0.0")

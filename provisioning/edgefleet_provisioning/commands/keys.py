@@ -119,31 +119,41 @@ def add(
 @connected
 def rotate(
     session: Session,
-    key: KeyName,
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="KEY...",
+            help="Names or key ids; or roles of the server's: director, snapshot, ...",
+            autocompletion=completion.keys,
+        ),
+    ],
     to: To = None,
     algorithm: AlgorithmOption = keys.DEFAULT_ALGORITHM,
     prepare: signing.PrepareOption = None,
     passphrase_file: PassphraseOption = None,
     yes: signing.YesOption = False,
 ) -> None:
-    """Put a key in another's place, everywhere it signs; the old one counts no more."""
+    """Put keys in others' places, everywhere they sign; the old ones count no more."""
+    if to and len(names) > 1:
+        raise InvalidInputError("--to is for one key.", code="usage", hint="Rotate one at a time.")
     desk = signing.open_desk(session)
     changes, keyring = desk.changes(), passphrase.Keyring(desk.folder, passphrase_file)
-    if key in ONLINE_ROLES:
-        file, new = _online(session, key, to)
-        changes.replace_online(key, new)
-        title = f"The key for {key} becomes {file}"
-    else:
-        old_key = desk.store.find(key)
-        roles = _roles(changes, old_key)
-        told = []
-        for role in roles:
-            new_key = desk.store.find(to) if to else _make(desk, role, algorithm, passphrase_file)
-            changes.remove(role, old_key.keyid)
-            changes.add(role, new_key.key)
-            told.append(new_key.name)
-        title = f"{old_key.name} becomes {', '.join(told)}"
-    signing.settle(session, desk, changes, title, keyring, prepare=prepare, yes=yes)
+    told = []
+    for name in names:
+        if name in ONLINE_ROLES:
+            file, new = _online(session, name, to)
+            changes.replace_online(name, new)
+            told.append(f"{name} is signed by {file}")
+            continue
+        old = desk.store.find(name)
+        comes = []
+        for role in _roles(changes, old):
+            stored = desk.store.find(to) if to else _make(desk, role, algorithm, passphrase_file)
+            changes.remove(role, old.keyid)
+            changes.add(role, stored.key)
+            comes.append(stored.name)
+        told.append(f"{old.name} becomes {', '.join(comes)}")
+    signing.settle(session, desk, changes, "; ".join(told), keyring, prepare=prepare, yes=yes)
 
 
 @app.command("revoke")

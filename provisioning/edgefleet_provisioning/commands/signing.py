@@ -132,7 +132,7 @@ def publish(session: Session, ceremony: Ceremony, folder: FleetFolder, store: Ke
 
 def show(output: Output, ceremony: Ceremony, store: KeyStore) -> None:
     """Say what would be signed, and who must."""
-    output.note(ceremony.title)
+    output.note(f"Said to be for: {ceremony.title}")  # nobody signs that sentence
     for line in ceremony_text.describe(ceremony, store.named):
         output.note(line)
 
