@@ -97,7 +97,8 @@ def compose(config: Config) -> Program:
     blobs = DiskBlobs(config.data / "blobs")
     limit = config.limits.upload_max_bytes
     uploads = Uploads(blobs, config.data / "uploads", limit, events, system_clock)
-    models = ModelService(blobs, trust, events, system_clock)
+    demanded = config.intake.require_provenance
+    models = ModelService(blobs, trust, events, system_clock, require_provenance=demanded)
     with database.write() as session:
         models.recover(session)
     certificates = _certificates(config)

@@ -44,6 +44,12 @@ class Controller(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     assignment_life_h: int = 168
 
 
+class Intake(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a version must bring to be accepted, beyond its publisher's TUF signature."""
+
+    require_provenance: bool = False  # an OpenSSF Model Signing bundle by its publisher's key
+
+
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What one caller may take."""
 
@@ -91,6 +97,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     broker: Broker = Broker()
     controller: Controller = Controller()
     identity: Identity = Identity()
+    intake: Intake = Intake()
     limits: Limits = Limits()
     oidc: Oidc = Oidc()
 

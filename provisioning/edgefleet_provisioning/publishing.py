@@ -19,6 +19,7 @@ from edgefleet_provisioning.key_store import KeyStore, StoredKey
 from edgefleet_provisioning.package_build import Counters
 from edgefleet_provisioning.packaging import Draft
 from edgefleet_provisioning.upload import upload
+from edgefleet_shared import provenance
 from edgefleet_shared.errors import InvalidInputError, TrustError
 from edgefleet_shared.identifiers import sha256_digest
 from edgefleet_shared.package import (
@@ -41,11 +42,13 @@ class Release(NamedTuple):
         manifest: What is released.
         data: Its exact bytes.
         metadata: The publisher role that releases it, signed; empty if it is published already.
+        bundle: Its Model Signing bundle; empty if the publisher's key is not of a kind for that.
     """
 
     manifest: Manifest
     data: bytes
     metadata: bytes
+    bundle: bytes = b""
 
     @property
     def digest(self) -> str:
@@ -112,7 +115,12 @@ def sign(
     """
     manifest = draft.manifest(place, now)
     data = encode_manifest(manifest)
-    return Release(manifest, data, repository.release(current, manifest, data, signer, now))
+    bundle = b""
+    if provenance.can_sign(signer.public_key):
+        subject = f"{manifest.name}-{manifest.version}"
+        bundle = provenance.seal(provenance.resources_of(manifest, data), subject, signer)
+    metadata = repository.release(current, manifest, data, signer, now)
+    return Release(manifest, data, metadata, bundle)
 
 
 def choose_key(catalog: Catalog, store: KeyStore, model: str) -> StoredKey:
@@ -151,6 +159,10 @@ def send(api: Api, draft: Draft, release: Release, report: Report) -> None:
         "manifest": release.digest,
         "metadata": base64.b64encode(release.metadata).decode(),
     }
+    if release.bundle:
+        body["provenance"] = digest = sha256_digest(release.bundle)
+        size = len(release.bundle)
+        upload(api, digest, size, release.bundle, partial(_tell, report, "model.sig", size))
     api.post(f"/v1/models/{segment(release.manifest.name)}/versions", body)
 
 

@@ -75,6 +75,9 @@ class VersionIn(BaseModel):
     version: str = Field(max_length=64)
     manifest: str = Field(max_length=80)
     metadata: str = Field(description="The publisher's newly signed role file, in base64.")
+    provenance: str = Field(
+        default="", max_length=80, description="Digest of its OpenSSF Model Signing bundle."
+    )
 
 
 class VariantOut(BaseModel):
@@ -103,6 +106,7 @@ class ModelVersion(BaseModel):
                     "security_floor": 0,
                     "state": "published",
                     "created": "2026-11-21T03:22:50.000Z",
+                    "provenance": _DIGEST,
                     "variants": [
                         {
                             "id": "onnx-cpu",
@@ -127,6 +131,7 @@ class ModelVersion(BaseModel):
     state: str
     created: str
     variants: list[VariantOut]
+    provenance: str
 
 
 @router.get("", summary="List the models", dependencies=[allow("models.read")])
@@ -184,7 +189,9 @@ def publish_version(
     _check_scope(scope, name)
     metadata = decode_base64(body.metadata, "metadata")
     with db.write() as session:
-        row, new = service.publish(session, name, body.version, body.manifest, metadata, actor)
+        row, new = service.publish(
+            session, name, body.version, body.manifest, metadata, actor, body.provenance
+        )
         if not new:
             response.status_code = 200
         return _show_version(row)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from sqlmodel import Session
 
 from edgefleet_cloud.errors import ConflictError, NotFoundError
-from edgefleet_cloud.models import acceptance, repository
+from edgefleet_cloud.models import acceptance, provenance, repository
 from edgefleet_cloud.models.tables import ModelRow, ModelVersionRow
 from edgefleet_cloud.ports import Blobs, Clock, EventSink, Release
 from edgefleet_cloud.trust.rules import check_entry
@@ -31,13 +31,23 @@ class ModelService:
         trust: The catalog that releases are signed into.
         events: Where what happened is remembered.
         clock: Tells the time.
+        require_provenance: Whether a version without a signature bundle is refused.
     """
 
-    def __init__(self, blobs: Blobs, trust: Trust, events: EventSink, clock: Clock) -> None:
+    def __init__(
+        self,
+        blobs: Blobs,
+        trust: Trust,
+        events: EventSink,
+        clock: Clock,
+        *,
+        require_provenance: bool = False,
+    ) -> None:
         self._blobs = blobs
         self._trust = trust
         self._events = events
         self._clock = clock
+        self._require_provenance = require_provenance
 
     def create(
         self, session: Session, name: str, description: str, labels: Mapping[str, str], actor: str
@@ -119,7 +129,14 @@ class ModelService:
         return _release(row) if row else None
 
     def publish(
-        self, session: Session, model: str, version: str, digest: str, metadata: bytes, actor: str
+        self,
+        session: Session,
+        model: str,
+        version: str,
+        digest: str,
+        metadata: bytes,
+        actor: str,
+        bundle: str = "",
     ) -> tuple[ModelVersionRow, bool]:
         """Accept a version; the same one again is found, not published twice.
 
@@ -135,6 +152,7 @@ class ModelService:
             metadata: The publisher's next role file; looked at only if the catalog lacks this
                 release.
             actor: Who asks.
+            bundle: Digest of its Model Signing bundle; '' if there is none.
 
         Returns:
             The version, and whether it is new.
@@ -142,13 +160,15 @@ class ModelService:
         Raises:
             InvalidInputError: Manifest or files are missing or do not fit.
             ConflictError: The version is published with other content, or its counter is old.
-            TrustError: The metadata does not hold, or disagrees with the manifest.
+            TrustError: The metadata does not hold, or disagrees with the manifest; or the bundle
+                does not vouch for the package, or is missing where one is demanded.
         """
         check_name(model, "model")
         check_version(version)
         check_digest(digest)
         if row := repository.get_version(session, model, version):
             if row.manifest == digest:
+                self._complete(session, row, bundle, actor)
                 return row, False
             raise ConflictError(
                 f"{model} {version} is published with another manifest.",
@@ -159,12 +179,40 @@ class ModelService:
         newest = repository.newest_counter(session, model)
         acceptance.check_identity(manifest, model, version, newest)
         acceptance.check_files(self._blobs, manifest)
+        if bundle:
+            keys = self._trust.publisher_keys(model)
+            provenance.check(self._blobs, bundle, manifest, data, keys)
+        elif self._require_provenance:
+            raise provenance.missing(f"{model} {version}")
         entry = acceptance.entry_of(manifest, data)
         if target := self._trust.target(model, version):
             check_entry(target, entry)
         else:
             self._trust.accept({self._trust.next_publisher_file(model): metadata}, entry)
-        return self._add(session, manifest, data, digest, actor), True
+        return self._add(session, manifest, data, digest, actor, bundle), True
+
+    def _complete(self, session: Session, row: ModelVersionRow, bundle: str, actor: str) -> None:
+        """Add the bundle of a version that `recover` put in without knowing it."""
+        if not bundle or row.provenance:
+            return
+        manifest, data = acceptance.read_manifest(self._blobs, row.manifest)
+        provenance.check(self._blobs, bundle, manifest, data, self._trust.publisher_keys(row.model))
+        self._attach(manifest, acceptance.image_of(manifest, data), bundle)
+        row.provenance = bundle
+        session.add(row)
+        self._tell(
+            session,
+            "model.version.vouched",
+            f"models/{row.model}/versions/{row.version}",
+            f"A signature bundle came for {row.model} {row.version}.",
+            actor,
+            before={"provenance": ""},
+            after={"provenance": bundle},
+        )
+
+    def _attach(self, manifest: Manifest, image: bytes, bundle: str) -> None:
+        referrer = provenance.referrer_of(image, bundle, self._blobs.stat(bundle).size)
+        self._blobs.tag(f"{manifest.name}-{manifest.version}.sig", referrer)
 
     def recover(self, session: Session) -> None:
         """Put in what the catalog has and the database lacks; called once at start."""
@@ -185,11 +233,19 @@ class ModelService:
             self._add(session, manifest, data, digest, "")
 
     def _add(
-        self, session: Session, manifest: Manifest, data: bytes, digest: str, actor: str
+        self,
+        session: Session,
+        manifest: Manifest,
+        data: bytes,
+        digest: str,
+        actor: str,
+        bundle: str = "",
     ) -> ModelVersionRow:
         name, version = manifest.name, manifest.version
         image = acceptance.image_of(manifest, data)
         self._blobs.tag(f"{name}-{version}", image)
+        if bundle:
+            self._attach(manifest, image, bundle)
         if repository.get_model(session, name) is None:
             self.create(session, name, manifest.description, {}, actor)
         row = ModelVersionRow(
@@ -203,6 +259,7 @@ class ModelService:
             state=PUBLISHED,
             variants=acceptance.variants_of(manifest),
             created=format_time(self._clock()),
+            provenance=bundle,
         )
         session.add(row)
         session.flush()
@@ -214,7 +271,14 @@ class ModelService:
             actor,
             {"manifest": digest, "release_counter": manifest.release_counter},
             after=row.model_dump(
-                include={"manifest", "size", "release_counter", "security_floor", "state"}
+                include={
+                    "manifest",
+                    "size",
+                    "release_counter",
+                    "security_floor",
+                    "state",
+                    "provenance",
+                }
             ),
         )
         return row
@@ -228,6 +292,7 @@ class ModelService:
         actor: str,
         data: Mapping[str, object] | None = None,
         after: Mapping[str, object] | None = None,
+        before: Mapping[str, object] | None = None,
     ) -> None:
         self._events.record(
             session,
@@ -237,6 +302,7 @@ class ModelService:
             message=message,
             actor=actor,
             data=data,
+            before=before,
             after=after,
         )
 

@@ -20,7 +20,11 @@ class ModelRow(SQLModel, table=True):
 
 
 class ModelVersionRow(SQLModel, table=True):
-    """A published, immutable version. `size` is the manifest's; `variants` as the API shows it."""
+    """A published, immutable version. `size` is the manifest's; `variants` as the API shows it.
+
+    Attributes:
+        provenance: Digest of its OpenSSF Model Signing bundle; '' if it brought none.
+    """
 
     __tablename__ = "model_versions"
     __table_args__ = (
@@ -37,4 +41,5 @@ class ModelVersionRow(SQLModel, table=True):
     security_floor: int
     state: str
     variants: list[dict[str, Any]] = Field(sa_column=Column(JSON, nullable=False))
+    provenance: str = ""
     created: str = Field(index=True)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Mapping
 from datetime import datetime
 
+from securesystemslib.signer import Key
 from sqlmodel import Session
 from tuf.api.metadata import Root, TargetFile, Targets
 
@@ -93,6 +94,14 @@ class Trust:
         """Return the catalog's entry of a model version, or None."""
         role = self._now.publishers.get(publisher_role(model))
         return role.targets.get(target_path(model, version)) if role else None
+
+    def publisher_keys(self, model: str) -> list[Key]:
+        """Return the keys that may sign the versions of a model."""
+        delegations = self._now.targets.delegations
+        role = (delegations.roles or {}).get(publisher_role(model)) if delegations else None
+        if delegations is None or role is None:
+            return []
+        return [delegations.keys[keyid] for keyid in role.keyids]
 
     def releases(self) -> dict[str, TargetFile]:
         """Return every entry of the catalog by its path."""

@@ -9,12 +9,14 @@ import typer
 
 from edgefleet_provisioning.api import segment
 from edgefleet_provisioning.commands import completion
+from edgefleet_provisioning.commands.provenance import provenance
 from edgefleet_provisioning.commands.publish import publish
 from edgefleet_provisioning.commands.session import JsonOption, Session, reading
 from edgefleet_provisioning.output import Output
 
 app = typer.Typer(help="Lint, publish and look at models.", no_args_is_help=True)
 app.command("publish")(publish)
+app.command("provenance")(provenance)
 
 
 @app.command("lint")

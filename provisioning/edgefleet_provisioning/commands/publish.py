@@ -126,6 +126,7 @@ def _report(voice: Output, release: Release, what: str, *, already: bool) -> Non
         "release_counter": manifest.release_counter,
         "security_floor": manifest.security_floor,
         "already_published": already,
+        "provenance": sha256_digest(release.bundle) if release.bundle else "",
         "files": [
             {"path": e.path, "digest": e.digest, "size": e.size, "role": e.role}
             for v in manifest.variants
