@@ -68,7 +68,8 @@ class Daemon:
         self._dirty = threading.Event()
         self._over = False
         self._end_gateway = True
-        self._connected = self._distrusted = self._missed = False
+        self._connected = self._distrusted = False
+        self._missed: bytes | None = None
         self._slots: dict[str, Slot] = {}
         self._link = link(self)
         self._unwritten: tuple[float, bytes] | None = None
@@ -267,16 +268,16 @@ class Daemon:
         self._renewer.distrusted()
 
     def _renewal_ended(self, renewed: bool) -> None:
-        missed, self._missed = self._missed, False
+        missed, self._missed = self._missed, None
         if renewed:
-            self._parts.transport.renewed()
-        elif missed and self._connected:
-            self._parts.transport.request_desired(self._parts.acceptance.counter)
+            self._parts.transport.renewed()  # which brings the newest document again
+        elif missed is not None:
+            self._receive(missed)
 
     def _receive(self, payload: bytes) -> None:
         if self._renewer.busy:
-            # It may be for the key that we do not have yet; it is asked for again afterwards.
-            self._missed = True
+            # It may be for the key that we do not have yet. Kept, as nobody may answer if asked.
+            self._missed = payload
             return
         try:
             self._receiver.receive(payload)
