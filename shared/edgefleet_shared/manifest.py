@@ -37,13 +37,18 @@ class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     license: str = ""
 
 
-class RuntimeNeed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What executes the variant: runtime name, lowest version, providers by preference, opsets."""
+class RuntimeNeed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What executes the variant: runtime name, lowest version, providers by preference, opsets.
+
+    `image`, of a container alone, is `[HOST[:PORT]/]NAME@sha256:<hex>`: the digest is what is
+    signed, and there is no tag that could come to mean something else.
+    """
 
     name: Literal["onnxruntime", "litert", "container"]
     min_version: str = ""
     providers: list[str] = []
     opsets: dict[str, int] = {}
+    image: str = ""
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 from math import inf
 
@@ -25,6 +26,16 @@ SESSION_OPTIONS = frozenset({
     "graph_optimization_level", "execution_mode",
 })  # fmt: skip
 """Session options that a package may set. Anything that names a path or loads code is not here."""
+
+
+_PART = "[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
+IMAGE = re.compile(
+    rf"(?:[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?(?::[0-9]{{1,5}})?/)?{_PART}(?:/{_PART})*@sha256:[0-9a-f]{{64}}"
+)
+"""A container image by digest alone, as the OCI distribution writes it; 255 characters at most."""
+
+DATA_ROLES = frozenset({"labels", "json", "golden"})
+"""Roles of files that a container may come with; its model is in the image."""
 
 
 def check_manifest(manifest: Manifest) -> None:
@@ -81,7 +92,9 @@ def _check_variant(variant: Variant) -> None:
         raise InvalidInputError(
             f"Variant {variant.id!r} needs hardware, inputs and outputs.", code="manifest_variants"
         )
-    if not 1 <= len(variant.files) <= MAX_FILES:
+    _check_runtime(variant)
+    fewest = 0 if variant.runtime.image else 1
+    if not fewest <= len(variant.files) <= MAX_FILES:
         raise InvalidInputError(
             f"Variant {variant.id!r} has {len(variant.files)} files; 1 to {MAX_FILES} are allowed.",
             code="manifest_files",
@@ -110,6 +123,29 @@ def _check_variant(variant: Variant) -> None:
         )
     if variant.golden:
         _check_golden(variant.golden, variant.files)
+
+
+def _check_runtime(variant: Variant) -> None:
+    """Check that an image is named by its digest, by a container variant and by no other."""
+    image, container = variant.runtime.image, variant.runtime.name == "container"
+    if bool(image) != container:
+        raise InvalidInputError(
+            f"Variant {variant.id!r}: runtime 'container' needs an image, and no other has one.",
+            code="manifest_image",
+        )
+    if container and (len(image) > 255 or not IMAGE.fullmatch(image)):
+        raise InvalidInputError(
+            f"{image[:80]!r} cannot be the image of variant {variant.id!r}.",
+            code="manifest_image",
+            hint="Name it by its digest alone, NAME@sha256:<hex>; a tag may change its meaning.",
+        )
+    foreign = [entry.path for entry in variant.files if entry.role not in DATA_ROLES]
+    if container and (foreign or variant.session_options):
+        raise InvalidInputError(
+            f"The container variant {variant.id!r} has model files or session options beside its "
+            "image.",
+            code="manifest_image",
+        )
 
 
 def _check_golden(golden: Golden, files: list[FileEntry]) -> None:
