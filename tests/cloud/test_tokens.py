@@ -163,3 +163,13 @@ def test_guesses_open_nothing(cloud):
     made = cloud.client.post("/v1/tokens", json={"name": "ci"}).json()["token"]
     for guess in (made[:-1], made + "A", made.upper(), "eft_", made.encode().hex()):
         assert cloud.bearing(guess).get("/v1/whoami").status_code == 401, guess
+
+
+@pytest.mark.parametrize("column", ["role", "scope"])
+def test_what_cannot_be_read_opens_nothing(database, tokens, column):
+    """A role or scope that this version does not know, as after going back to it, is no role."""
+    with database.write() as session:
+        row, text = tokens.create(session, Wish("ci", Role.ADMIN), "shell")
+        setattr(row, column, "color == 'red'")
+    with database.read() as session, pytest.raises(UnauthenticatedError):
+        tokens.check(session, text)

@@ -18,7 +18,7 @@ from edgefleet_cloud.database import Database
 from edgefleet_cloud.errors import ForbiddenError, UnauthenticatedError
 from edgefleet_cloud.ports import EventSink
 from edgefleet_shared import access
-from edgefleet_shared.errors import InvalidInputError, UnavailableError
+from edgefleet_shared.errors import InvalidInputError, TrustError, UnavailableError
 from edgefleet_shared.steps import Step
 
 _REMEMBERED = 1000
@@ -115,7 +115,7 @@ class Gate:
         self._limit.admit(mine)
         try:
             yield
-        except (ForbiddenError, InvalidInputError):
+        except (ForbiddenError, InvalidInputError, TrustError):
             self._count(mine, what)
             raise
 

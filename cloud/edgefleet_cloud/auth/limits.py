@@ -30,10 +30,18 @@ def client_of(peer: str, forwarded: str, trusted: Sequence[Network]) -> str:
     for hop in reversed(forwarded.split(",")[-_HOPS:]):
         if not _within(address, trusted):
             break
-        if not _is_address(hop.strip()):
+        if not _is_address(_bare(hop)):
             break
-        address = hop.strip()
+        address = _bare(hop)
     return _grouped(address)
+
+
+def _bare(hop: str) -> str:
+    """Return the address of an entry; some proxies write a port behind it."""
+    text = hop.strip()
+    if text.startswith("["):
+        return text[1:].partition("]")[0]
+    return text.partition(":")[0] if text.count(":") == 1 else text
 
 
 def _within(address: str, networks: Sequence[Network]) -> bool:

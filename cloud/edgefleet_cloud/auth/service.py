@@ -120,7 +120,13 @@ class TokenService:
                 "The token is not valid.",
                 hint="It is unknown, revoked or expired; `edgefleet token create` makes one.",
             )
-        held = Binding(role := Role(row.role), read_scope(role, row.scope))
+        try:
+            held = Binding(role := Role(row.role), read_scope(role, row.scope))
+        except (ValueError, InvalidInputError) as error:  # of another version of this program
+            raise UnauthenticatedError(
+                f"The role or scope of token {row.name} is not known here.",
+                hint="Revoke it and make another.",
+            ) from error
         return Caller(f"{ACTOR}{row.name}", (held,), expires=row.expires), row
 
     def stands(self, session: Session, caller: Caller) -> bool:

@@ -58,10 +58,11 @@ class Claim:
         self._seal = AESGCM(hashlib.sha256(secret).digest())
         self._clock = clock
         self.made = False
-        self.of("")
+        # A stranger's key is for this very request, so that none spoils another's.
+        self._caller = hashlib.sha256(b"stranger\0" + request).hexdigest()
 
     def of(self, actor: str) -> None:
-        """Say whose key it is; keys of others are others'. Without a word it is a stranger's."""
+        """Say whose key it is; keys of others are others'."""
         self._caller = hashlib.sha256(actor.encode()).hexdigest()
 
     def __call__(self, session: Session) -> None:

@@ -69,8 +69,9 @@ class KeyCache:
         return self._keys[kid]
 
     def _refresh(self) -> None:
-        # While keys are known, one request asks the provider and the others go on with them.
-        if not self._turn.acquire(blocking=not self._keys):
+        # One request asks the provider; the others go on with what is known, however little, so
+        # that a provider that hangs costs one thread.
+        if not self._turn.acquire(blocking=False):
             return
         try:
             wait = AGAIN_S if self._keys else FIRST_AGAIN_S
