@@ -15,6 +15,7 @@ from edgefleet_provisioning.commands import (
     group,
     init,
     keys,
+    login,
     model,
     rollout,
     token,
@@ -80,6 +81,8 @@ app.add_typer(group.app, name="group")
 app.add_typer(rollout.app, name="rollout")
 app.add_typer(token.app, name="token")
 app.command("whoami")(token.whoami)
+app.command("login")(login.login)
+app.command("logout")(login.logout)
 app.add_typer(audit.app, name="audit")
 app.command("events")(events.events)
 app.command("telemetry")(events.telemetry)

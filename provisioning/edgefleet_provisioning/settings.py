@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from edgefleet_provisioning import logins
 from edgefleet_provisioning.fleet_folder import ClientConfig, FleetFolder, read_client
 from edgefleet_shared.errors import InvalidInputError
 
@@ -65,7 +66,7 @@ def connection(server: str | None, token: str | None, fleet: Path | None) -> Con
             hint=f"Give --server URL, set {SERVER}, or give --fleet DIR.",
         )
     url = check_server(url).rstrip("/")
-    return Connection(url, token or os.environ.get(TOKEN) or stored.token)
+    return Connection(url, token or os.environ.get(TOKEN) or logins.find(url) or stored.token)
 
 
 def check_server(server: str) -> str:

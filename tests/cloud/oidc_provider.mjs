@@ -5,6 +5,7 @@ const wish = JSON.parse(process.argv[2]);
 const provider = new Provider(wish.issuer, {
   jwks: { keys: wish.keys },
   clients: wish.clients,
+  scopes: ["openid", "fleet"],
   clientAuthMethods: ["client_secret_basic", "none"],
   enabledJWA: {
     idTokenSigningAlgValues: ["RS256", "ES256", "EdDSA"],

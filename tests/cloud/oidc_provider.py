@@ -89,7 +89,7 @@ class OidcProvider:
         ]  # fmt: skip
         clients.append({
             "client_id": "edgefleet-cli", "token_endpoint_auth_method": "none",
-            "redirect_uris": [], "response_types": [], "scope": "openid fleet",
+            "redirect_uris": [], "response_types": [],
             "grant_types": ["urn:ietf:params:oauth:grant-type:device_code"],
         })  # fmt: skip
         wish = {

@@ -6,11 +6,19 @@ import base64
 import hashlib
 import hmac
 import json
+import re
+import stat
+import threading
 import time
+from functools import partial
 
+import httpx
 import jwt
 import pytest
+from typer.testing import CliRunner
 
+from edgefleet_provisioning.cli import app
+from edgefleet_provisioning.device_login import log_in
 from tests.cloud.oidc_provider import AUDIENCE, OTHER_AUDIENCE, OidcProvider, new_key
 from tests.cloud.running import RunningCloud
 from tests.fleet_folder import FleetFolder
@@ -21,6 +29,8 @@ CLAIMS = {
     "nobody": {"roles": ["strangers"]},
     "boss": {"email": "boss@example.org", "email_verified": True},
 }
+FORM = r'<form[^>]*action="([^"]+)"[^>]*>(.*?)</form>'
+ABORT = {"abort": "yes"}
 TOML = """
 [limits]
 auth_failures = 1000
@@ -43,6 +53,11 @@ role = "viewer"
 value = "publishers"
 role = "publisher"
 scope = "model == 'digits'"
+
+[[oidc.mapping]]
+claim = "sub"
+value = "carla"
+role = "viewer"
 
 [[oidc.mapping]]
 claim = "email"
@@ -238,6 +253,83 @@ def test_headers_must_be_right(cloud, provider, keys, header):
     known = {name: value for name, value in headers.items() if value is not None}
     token = jwt.api_jws.encode(json.dumps(claims).encode(), keys["rsa-1"][0], "RS256", known)
     _refused(cloud, token)
+
+
+class Person(threading.Thread):
+    """Somebody with a browser, who opens what the command line says and answers every form."""
+
+    def __init__(self, said: str, *, name: str, agrees: bool = True) -> None:
+        super().__init__(daemon=True)
+        self._address = re.search(r"http\S+", said)[0]
+        self._login, self._agrees = name, agrees
+        self.seen = ""
+
+    def run(self) -> None:
+        with httpx.Client(follow_redirects=True) as browser:
+            page = browser.get(self._address)
+            while form := re.search(FORM, page.text, re.DOTALL):
+                fields = dict(re.findall(r'name="(\w+)" value="([^"]*)"', form[2]))
+                if 'name="login"' in form[2]:
+                    fields |= {"login": self._login, "password": "any"}
+                page = browser.post(form[1], data=fields if self._agrees else fields | ABORT)
+                if not self._agrees:
+                    break
+            self.seen = page.text
+
+
+def _log_in(cloud, provider, monkeypatch, tmp_path, **person):
+    """Run `edgefleet login` with somebody at a browser; return what it answered."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    quick = partial(log_in, sleep=lambda _seconds: time.sleep(0.2))
+    monkeypatch.setattr("edgefleet_provisioning.commands.login.log_in", quick)
+    people = []
+
+    def note(_self, text):
+        people.append(Person(text, **person))
+        people[-1].start()
+
+    monkeypatch.setattr("edgefleet_provisioning.output.Output.note", note)
+    words = [
+        "login",
+        "--issuer",
+        provider.issuer,
+        "--audience",
+        AUDIENCE,
+        "--scope",
+        "openid fleet",
+    ]
+    answer = CliRunner().invoke(app, [*words, "--server", cloud.url, "--json"])
+    assert people, answer.output
+    people[0].join()
+    return answer
+
+
+def test_people_log_in_by_device_flow(cloud, provider, monkeypatch, tmp_path):
+    """A login is confirmed in a browser; commands are then that person's, until logout."""
+    answer = _log_in(cloud, provider, monkeypatch, tmp_path, name="carla")
+    assert answer.exit_code == 0, answer.output
+    assert json.loads(answer.stdout)["actor"] == "oidc/carla"
+    kept = tmp_path / "edgefleet" / "logins.json"
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    server = ["--server", cloud.url, "--json"]
+    who = CliRunner().invoke(app, ["whoami", *server])
+    assert json.loads(who.stdout)["roles"] == [{"role": "viewer", "scope": ""}]
+    assert CliRunner().invoke(app, ["device", "list", *server]).exit_code == 0
+    assert CliRunner().invoke(app, ["device", "add", "x", *server]).exit_code == 1
+    other = CliRunner().invoke(app, ["whoami", "--server", cloud.url + "/other", "--json"])
+    assert other.exit_code == 1  # the token goes to its own server alone
+    for was in (True, False):
+        out = CliRunner().invoke(app, ["logout", *server])
+        assert json.loads(out.stdout)["logged_out"] is was
+    assert CliRunner().invoke(app, ["whoami", *server]).exit_code == 1
+
+
+def test_somebody_who_does_not_agree_is_not_logged_in(cloud, provider, monkeypatch, tmp_path):
+    """Aborted in the browser, the login ends with the provider's words, and nothing is kept."""
+    answer = _log_in(cloud, provider, monkeypatch, tmp_path, name="carla", agrees=False)
+    assert answer.exit_code == 1
+    assert json.loads(answer.stdout)["error"]["code"] == "login"
+    assert not (tmp_path / "edgefleet").exists()
 
 
 def test_keys_rotate_and_the_provider_may_be_away(cloud, provider, keys, monkeypatch):
