@@ -21,6 +21,16 @@ from edgefleet_shared.times import parse_time
 MAX_FILES = 256
 PATH_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-/")
 
+CODE_SUFFIXES = frozenset({
+    "so", "dll", "dylib", "exe", "py", "pyc", "pyd", "sh", "js", "jar", "wasm", "whl",
+    "pkl", "pickle", "joblib", "npy", "npz", "pt", "pth", "ckpt", "h5", "keras", "mar",
+    "tar", "tgz", "zip", "gz", "bz2", "xz", "zst", "7z",
+})  # fmt: skip
+"""Endings of files that run, that run when they are read, or that hold others unseen.
+
+No role takes them; a name that says so is refused on sight, before anything is fetched.
+"""
+
 SESSION_OPTIONS = frozenset({
     "intra_op_num_threads", "inter_op_num_threads", "enable_cpu_mem_arena", "enable_mem_pattern",
     "graph_optimization_level", "execution_mode",
@@ -102,6 +112,12 @@ def _check_variant(variant: Variant) -> None:
     for entry in variant.files:
         check_path(entry.path)
         check_digest(entry.digest)
+        if entry.path.rpartition(".")[2].lower() in CODE_SUFFIXES:
+            raise InvalidInputError(
+                f"{entry.path!r} is named as code or as an archive, and a package holds neither.",
+                code="manifest_code",
+                hint="Pre- and post-processing are declared; code runs as a container variant.",
+            )
         if entry.size < 0:
             raise InvalidInputError(f"{entry.path} has a negative size.", code="manifest_files")
     if len({entry.path.lower() for entry in variant.files}) != len(variant.files):

@@ -180,6 +180,10 @@ def test_49_foreign_operators_are_refused(gateway, tmp_path, model, code):
 
 def test_49_code_cannot_be_expressed_in_a_manifest():
     """A shared object, a script, a pickle, an object array: there is no role that takes them."""
+    for path in ("evil.so", "a/run.py", "weights.PKL", "x.npy", "all.tar", "model.pt", "x.so.zip"):
+        with pytest.raises(InvalidInputError) as caught:
+            decode_manifest(manifest_with("model.onnx", path))
+        assert caught.value.code == "manifest_code", path
     for role in ("so", "py", "pickle", "npy", "code", "script", "library", "archive", "tar"):
         data = manifest_with("evil").replace(b'"onnx"', json.dumps(role).encode())
         with pytest.raises(InvalidInputError):

@@ -41,7 +41,7 @@ Instruction = tuple[int, int, int, int]
 
 
 def program(arch: syscalls.Architecture, pid: int, *, fatal: bool) -> list[Instruction]:
-    """Return the filter.
+    """Return the filter of what is refused and logged.
 
     Args:
         arch: Numbers of this machine.
@@ -49,11 +49,7 @@ def program(arch: syscalls.Architecture, pid: int, *, fatal: bool) -> list[Instr
         fatal: End the process for what nothing but an attack does, instead of an error.
     """
     worst = _KILL if fatal else _ERRNO | errno.EPERM
-    unknown = (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)
-    found = [
-        (_LOAD, 0, 0, _ARCH), (_JUMP_EQ, 1, 0, arch.audit), (_RETURN, 0, 0, _KILL),
-        (_LOAD, 0, 0, _NUMBER), (_JUMP_GT, 0, 1, syscalls.LAST), unknown,
-    ]  # fmt: skip
+    rules: list[Instruction] = []
     for table, answer in (
         (syscalls.NETWORK, worst),
         (syscalls.PROGRAMS, worst),
@@ -61,10 +57,29 @@ def program(arch: syscalls.Architecture, pid: int, *, fatal: bool) -> list[Instr
         (syscalls.FILES, _ERRNO | errno.EACCES),
     ):
         for name in syscalls.names(table):
-            found += _rule(arch, name, [(_RETURN, 0, 0, answer)])
+            rules += _rule(arch, name, [(_RETURN, 0, 0, answer)])
     for name, body in _judged(pid, worst).items():
-        found += _rule(arch, name, body)
-    return [*found, (_RETURN, 0, 0, _ALLOW)]
+        rules += _rule(arch, name, body)
+    return _framed(arch, rules)
+
+
+def quiet_program(arch: syscalls.Architecture) -> list[Instruction]:
+    """Return the filter of calls whose flags lie where no filter can look: they do not exist.
+
+    The C library then takes the older call; as it does so for every thread, nothing is logged.
+    """
+    unknown = [(_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]
+    return _framed(arch, [i for name in ("clone3", "openat2") for i in _rule(arch, name, unknown)])
+
+
+def _framed(arch: syscalls.Architecture, rules: list[Instruction]) -> list[Instruction]:
+    """Return rules between a check of the architecture and leave for what they do not name."""
+    unknown = (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)
+    return [
+        (_LOAD, 0, 0, _ARCH), (_JUMP_EQ, 1, 0, arch.audit), (_RETURN, 0, 0, _KILL),
+        (_LOAD, 0, 0, _NUMBER), (_JUMP_GT, 0, 1, syscalls.LAST), unknown,
+        *rules, (_RETURN, 0, 0, _ALLOW),
+    ]  # fmt: skip
 
 
 def _rule(arch: syscalls.Architecture, name: str, body: list[Instruction]) -> list[Instruction]:
@@ -76,7 +91,6 @@ def _rule(arch: syscalls.Architecture, name: str, body: list[Instruction]) -> li
 def _judged(pid: int, worst: int) -> dict[str, list[Instruction]]:
     """Return the rules of the calls whose arguments decide."""
     denied = _ERRNO | errno.EPERM
-    no_call = [(_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]  # its flags lie where no filter can look
     reading_limits = [
         (_LOAD, 0, 0, _low(2)), (_JUMP_EQ, 0, 3, 0), (_LOAD, 0, 0, _low(2) + 4),
         (_JUMP_EQ, 0, 1, 0), (_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, denied),
@@ -85,8 +99,6 @@ def _judged(pid: int, worst: int) -> dict[str, list[Instruction]]:
     return {
         "open": _reading(1),
         "openat": _reading(2),
-        "openat2": no_call,
-        "clone3": no_call,  # the C library falls back to clone
         "clone": [*threads, (_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, denied)],
         "socket": _unless(0, _HARMLESS_FAMILIES, worst, denied),
         "kill": _unless(0, (pid,), denied, _ALLOW),
@@ -121,19 +133,22 @@ class _Program(ctypes.Structure):
 
 
 def install(*, fatal: bool) -> bool:
-    """Put the filter over this process; it needs `no_new_privs`, or privilege.
+    """Put the filters over this process; it needs `no_new_privs`, or privilege.
 
     Returns:
         Whether it holds; False on an architecture that is not known, or a kernel without seccomp.
     """
     machine = os.uname().machine
-    arch = syscalls.architecture(machine)
+    arch = syscalls.architecture()
     if arch is None:
         return False
-    code = program(arch, os.getpid(), fatal=fatal)
-    data = b"".join(struct.pack("<HBBI", *instruction) for instruction in code)
-    libc = ctypes.CDLL(None, use_errno=True)
-    wanted = _Program(len(code), data)
-    flags = _FLAG_LOG | _FLAG_TSYNC
-    number = _SYS_SECCOMP[machine]
-    return not libc.syscall(number, _SET_MODE_FILTER, flags, ctypes.byref(wanted))
+    number, libc = _SYS_SECCOMP[machine], ctypes.CDLL(None, use_errno=True)
+    for code, flags in (
+        (quiet_program(arch), _FLAG_TSYNC),
+        (program(arch, os.getpid(), fatal=fatal), _FLAG_TSYNC | _FLAG_LOG),
+    ):
+        data = b"".join(struct.pack("<HBBI", *instruction) for instruction in code)
+        wanted = _Program(len(code), data)
+        if libc.syscall(number, _SET_MODE_FILTER, flags, ctypes.byref(wanted)):
+            return False
+    return True

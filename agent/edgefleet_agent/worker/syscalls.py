@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import struct
 from typing import Final, NamedTuple
 
 
@@ -197,9 +198,13 @@ def names(table: str) -> list[str]:
 
 
 def architecture(machine: str = "") -> Architecture | None:
-    """Return this machine's numbers, or those of `machine`; None for one that is not known."""
+    """Return this machine's numbers, or those of `machine`; None for one that is not known.
+
+    A process of 32 bits on a kernel of 64 has other numbers than the machine's name says.
+    """
+    wide = bool(machine) or struct.calcsize("P") == 8
     machine = machine or platform.machine()
-    if machine not in _AUDIT:
+    if machine not in _AUDIT or not wide:
         return None
     rows = [line.split() for line in (NETWORK + PROGRAMS + KERNEL + FILES + JUDGED).split("\n")]
     column = _COLUMN[machine]
