@@ -56,6 +56,9 @@ def _parser() -> argparse.ArgumentParser:
     ticket = enroll.add_mutually_exclusive_group(required=True)
     ticket.add_argument("--ticket", help="the ticket string")
     ticket.add_argument("--ticket-file", type=Path, help="a file that holds it; - for stdin")
+    enroll.add_argument(
+        "--device", default="", help="the id to ask for, with a ticket for a group of devices"
+    )
     enroll.add_argument("--json", action="store_true", help="one JSON object")
     renew = commands.add_parser(
         "renew", parents=[shared], help="get a new key and certificate now, agentd running or not"
@@ -97,7 +100,7 @@ def _enroll(config: Config, options: argparse.Namespace) -> int:
     ticket, file, path = options.ticket, options.ticket_file, options.config
     if ticket is None:
         ticket = sys.stdin.read() if str(file) == "-" else _read(file)
-    identity = enroll(config.state, ticket, config.identity.key)
+    identity = enroll(config.state, ticket, config.identity.key, options.device)
     next_ = f"edgefleet-agent run{f' --config {path}' if path else ''}"
     _say(
         {"device": identity.device, "fleet": identity.fleet, "key": identity.who.key},

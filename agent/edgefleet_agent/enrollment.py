@@ -25,6 +25,7 @@ from edgefleet_agent.identity import (
     Enrollment,
     Identity,
     TransportInfo,
+    key_digest,
     load_or_make_key,
     request,
 )
@@ -34,6 +35,7 @@ from edgefleet_shared.errors import InvalidInputError, TrustError
 from edgefleet_shared.identifiers import check_digest, check_name, sha256_digest
 
 TICKET_MAX_BYTES = 4096
+KEY_CHARACTERS = 12
 
 
 class Ticket(msgspec.Struct, frozen=True):
@@ -46,6 +48,7 @@ class Ticket(msgspec.Struct, frozen=True):
     secret: str
     root: str
     not_after: str
+    group: str = ""
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -77,7 +80,7 @@ def read_ticket(text: str) -> Ticket:
         data = base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))
         ticket = strict_json.decode(data, Ticket, max_bytes=TICKET_MAX_BYTES, what="ticket")
         check_name(ticket.fleet, "fleet")
-        check_name(ticket.device, "device")
+        check_name(ticket.group or ticket.device, "device")
         check_digest(ticket.root)
     except (binascii.Error, ValueError, InvalidInputError) as error:
         raise InvalidInputError(
@@ -88,13 +91,14 @@ def read_ticket(text: str) -> Ticket:
     return ticket
 
 
-def enroll(state: Path, text: str, token: str = "") -> Identity:
+def enroll(state: Path, text: str, token: str = "", device: str = "") -> Identity:
     """Enrol this device.
 
     Args:
         state: The state folder; `identity/` and `trust/` are made in it.
         text: The ticket string.
         token: RFC 7512 URI of the device's key if it shall lie on a token.
+        device: The id to ask for with a ticket for a group; '' = from the ticket and the key.
 
     Returns:
         The identity, complete on disk.
@@ -106,9 +110,11 @@ def enroll(state: Path, text: str, token: str = "") -> Identity:
     """
     ticket = read_ticket(text)
     folder = durable.make_folder(state / "identity")
-    if (folder / "enrollment.json").exists() and (found := _already(state, ticket, token)):
-        return found
+    enrolled = (folder / "enrollment.json").exists()
     key = load_or_make_key(folder, token)
+    ticket = _named(ticket, key, device, Identity(folder, token).device if enrolled else "")
+    if enrolled and (found := _already(state, ticket, token)):
+        return found
     data = durable.read_bytes(folder / "reply.json")
     if data is None:
         data = _ask(ticket, text.strip(), request(key, ticket.device))
@@ -124,6 +130,21 @@ def enroll(state: Path, text: str, token: str = "") -> Identity:
         raise
     _write(state, reply, root, ticket.url)
     return Identity(folder, token)
+
+
+def _named(ticket: Ticket, key: ec.EllipticCurvePrivateKey, wished: str, present: str) -> Ticket:
+    """Return the ticket with the id that this device asks for or has."""
+    if not ticket.group:
+        if wished not in {"", ticket.device}:
+            raise InvalidInputError(
+                f"The ticket is for {ticket.device!r}, not for {wished!r}.",
+                code="ticket",
+                hint="Leave --device out; only a ticket for a group lets a device wish.",
+            )
+        return ticket
+    digits = key_digest(key).removeprefix("sha256:")[:KEY_CHARACTERS]
+    name = check_name(wished or present or f"{ticket.group}-{digits}", "device")
+    return msgspec.structs.replace(ticket, device=name)
 
 
 def _already(state: Path, ticket: Ticket, token: str) -> Identity | None:
@@ -144,7 +165,7 @@ def _already(state: Path, ticket: Ticket, token: str) -> Identity | None:
 def _ask(ticket: Ticket, text: str, csr: str) -> bytes:
     return registrar.post(
         f"{ticket.url.rstrip('/')}/v1/enrollments",
-        {"ticket": text, "csr": csr},
+        {"ticket": text, "csr": csr, **({"device": ticket.device} if ticket.group else {})},
         "enrolment",
         "Ask for a new ticket; each is good once and for a limited time.",
     )

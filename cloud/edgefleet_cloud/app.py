@@ -15,6 +15,7 @@ from edgefleet_cloud.config import Limits
 from edgefleet_cloud.database import Database
 from edgefleet_cloud.devices import endpoints as devices
 from edgefleet_cloud.enrollments import endpoints as enrollments
+from edgefleet_cloud.enrollments import group_endpoints as group_tickets
 from edgefleet_cloud.events import endpoints as events
 from edgefleet_cloud.groups import endpoints as groups
 from edgefleet_cloud.http_errors import Problem
@@ -35,6 +36,7 @@ GUARDED: tuple[APIRouter, ...] = (
     models.router,
     devices.router,
     enrollments.tickets,
+    group_tickets.router,
     groups.router,
     events.router,
     audit.router,

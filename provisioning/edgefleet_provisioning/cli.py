@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 from edgefleet_provisioning import __version__, output
 from edgefleet_provisioning.commands import (
     audit,
-    device,
+    device_groups,
     events,
     group,
     init,
@@ -76,7 +76,7 @@ app.command("init")(init.init)
 app.add_typer(keys.app, name="keys")
 app.add_typer(trust.app, name="trust")
 app.add_typer(model.app, name="model")
-app.add_typer(device.app, name="device")
+app.add_typer(device_groups.app, name="device")  # the same, with its commands for many at once
 app.add_typer(group.app, name="group")
 app.add_typer(rollout.app, name="rollout")
 app.add_typer(token.app, name="token")

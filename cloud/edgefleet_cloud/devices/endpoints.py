@@ -7,7 +7,16 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Response
 
 from edgefleet_cloud.auth.guards import Scoped, allow
-from edgefleet_cloud.devices.schemas import Device, DeviceChange, DeviceState, NewDevice
+from edgefleet_cloud.devices import importing
+from edgefleet_cloud.devices.importing import Wanted
+from edgefleet_cloud.devices.schemas import (
+    Device,
+    DeviceChange,
+    DeviceState,
+    Imported,
+    NewDevice,
+    NewDevices,
+)
 from edgefleet_cloud.devices.service import Devices
 from edgefleet_cloud.paging import PageOf, Paging
 from edgefleet_cloud.web import Actor, Db, IfMatch, check_match, part, set_etag
@@ -33,6 +42,17 @@ def register_device(
         row = devices.create(session, body.id, body.labels, body.hardware, actor, scope)
         set_etag(response, row.revision)
         return Device.of(row)
+
+
+@router.post("/import", dependencies=[allow("devices.provision")])
+def import_devices(
+    devices: Service, db: Db, scope: Scoped, actor: Actor, body: NewDevices
+) -> Imported:
+    """Register up to 20,000 devices, all of them or none; every problem is named."""
+    wanted = [Wanted(each.id, each.labels, each.hardware) for each in body.devices]
+    with db.write() as session:
+        importing.register(session, devices, wanted, actor, scope, dry_run=body.dry_run)
+    return Imported(devices=len(wanted), dry_run=body.dry_run)
 
 
 @router.get("/{device_id}", dependencies=[allow("devices.read")])

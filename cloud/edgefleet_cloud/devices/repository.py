@@ -25,6 +25,8 @@ SCHEMA = Schema(
 )
 _COLUMNS = {name: getattr(DeviceRow, name) for name in (*SCHEMA.fields, *SCHEMA.maps)}
 
+IDS_AT_A_TIME = 500  # a database takes only so many values in one statement
+
 
 def statement(*nodes: Scope) -> Select[Any]:
     """Return the SELECT of the devices that all of these filters mean; None means every device."""
@@ -51,6 +53,16 @@ def among(column: Any, scope: Scope) -> list[ColumnElement[bool]]:
 def find(session: Session, device_id: str) -> DeviceRow | None:
     """Return a device, or None."""
     return session.get(DeviceRow, device_id)
+
+
+def taken(session: Session, ids: Sequence[str]) -> set[str]:
+    """Return those of some ids that devices have, decommissioned ones too."""
+    found: set[str] = set()
+    for first in range(0, len(ids), IDS_AT_A_TIME):
+        some = ids[first : first + IDS_AT_A_TIME]
+        rows = select(DeviceRow.id).where(col(DeviceRow.id).in_(some))  # type: ignore[call-overload]  # SQLModel types a column as its value
+        found.update(session.scalars(rows))
+    return found
 
 
 def matching(session: Session, *nodes: Scope) -> Sequence[DeviceRow]:

@@ -39,6 +39,29 @@ class NewDevice(BaseModel):
     hardware: str = "generic-x86_64"
 
 
+class NewDevices(BaseModel):
+    """Devices to register, all or none; `dry_run` only checks."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"devices": [{"id": "cam-1"}, {"id": "cam-2"}], "dry_run": True}]
+        },
+    )
+
+    devices: list[NewDevice] = Field(min_length=1, max_length=20_000)
+    dry_run: bool = False
+
+
+class Imported(BaseModel):
+    """How many devices were registered, or would be."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"devices": 2, "dry_run": True}]})
+
+    devices: int
+    dry_run: bool
+
+
 class DeviceChange(BaseModel):
     """A merge patch: a label that is null is removed, what is not named stays."""
 

@@ -65,6 +65,7 @@ class EnrollmentRequest(BaseModel):
 
     ticket: str = Field(max_length=8192)
     csr: str = Field(max_length=16384)
+    device: str = Field(default="", max_length=200)  # wished for, with a group's ticket
 
 
 class TransportAddress(BaseModel):
@@ -198,4 +199,4 @@ def renew_device(service: Renewing, db: Db, body: RenewalRequest) -> RenewalAnsw
 def enroll_device(enrollments: Service, db: Db, body: EnrollmentRequest) -> Enrollment:
     """Exchange a ticket for a certificate. The ticket authorises it; no token is needed."""
     with db.write() as session:
-        return Enrollment.of(enrollments.enroll(session, body.ticket, body.csr))
+        return Enrollment.of(enrollments.enroll(session, body.ticket, body.csr, body.device))

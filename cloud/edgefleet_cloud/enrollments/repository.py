@@ -10,7 +10,7 @@ from sqlmodel import Session, col
 
 from edgefleet_cloud.authority.tables import CertificateRow
 from edgefleet_cloud.devices.tables import ENROLLED, DeviceRow
-from edgefleet_cloud.enrollments.tables import TicketRow
+from edgefleet_cloud.enrollments.tables import GroupTicketRow, GroupUseRow, TicketRow
 
 
 def find(session: Session, secret_hash: str) -> TicketRow | None:
@@ -53,3 +53,33 @@ def _without(good: ColumnElement[bool]) -> Select[Any]:
         .order_by(col(DeviceRow.id))
     )
     return query
+
+
+def find_group(session: Session, secret_hash: str) -> GroupTicketRow | None:
+    """Return a group ticket, or None."""
+    rows = select(GroupTicketRow).where(col(GroupTicketRow.secret_hash) == secret_hash)
+    return session.scalars(rows).one_or_none()
+
+
+def group_tickets(session: Session) -> Sequence[GroupTicketRow]:
+    """Return every group ticket, newest first."""
+    rows = select(GroupTicketRow).order_by(col(GroupTicketRow.id).desc())
+    return session.scalars(rows).all()
+
+
+def take(session: Session, ticket: str) -> bool:
+    """Use a group ticket once in one statement; return whether it was below its limit."""
+    result = session.execute(
+        update(GroupTicketRow)
+        .where(
+            col(GroupTicketRow.id) == ticket, col(GroupTicketRow.used) < col(GroupTicketRow.limit)
+        )
+        .values(used=col(GroupTicketRow.used) + 1)
+    )
+    assert isinstance(result, CursorResult)
+    return result.rowcount == 1
+
+
+def use_of(session: Session, ticket: str, key: str) -> GroupUseRow | None:
+    """Return what a key has used a group ticket for, or None."""
+    return session.get(GroupUseRow, (ticket, key))

@@ -15,10 +15,16 @@ from edgefleet_cloud.devices.service import Devices, refuse_decommissioned
 from edgefleet_cloud.devices.service import described as device_state
 from edgefleet_cloud.devices.tables import ENROLLED, DeviceRow
 from edgefleet_cloud.enrollments import repository, tickets
-from edgefleet_cloud.enrollments.tables import TicketRow
-from edgefleet_cloud.errors import ForbiddenError
+from edgefleet_cloud.enrollments.groups import (
+    KEY_CHARACTERS,
+    GroupTickets,
+    Kind,
+    check_scope,
+    refused,
+)
+from edgefleet_cloud.enrollments.tables import GroupTicketRow, TicketRow
 from edgefleet_cloud.ports import Catalog, Clock, EventSink, system_clock
-from edgefleet_shared.identifiers import sha256_digest
+from edgefleet_shared.identifiers import check_name, sha256_digest
 from edgefleet_shared.steps import Step
 from edgefleet_shared.times import format_time, parse_time
 
@@ -80,6 +86,7 @@ class Enrollments:
         self._events = events
         self._addresses = addresses
         self._clock = clock
+        self.groups = GroupTickets(devices, events)
 
     def issue(
         self,
@@ -113,11 +120,43 @@ class Enrollments:
         self._tell(session, row, "device.ticket", message, actor, after=after)
         return Issued(tickets.encode(ticket), ticket.not_after)
 
-    def enroll(self, session: Session, text: str, request: str) -> Enrolled:
+    def issue_group(
+        self, session: Session, kind: Kind, life: timedelta, actor: str, scope: Scope = None
+    ) -> tuple[GroupTicketRow, Issued]:
+        """Return a new ticket for up to `kind.limit` devices; it is shown once.
+
+        Raises:
+            InvalidInputError: A bad prefix, label or hardware.
+            ForbiddenError: Its devices would be outside of the scope (code `outside_scope`).
+        """
+        check_name(kind.prefix + "-" + "0" * KEY_CHARACTERS, "device")
+        check_scope(scope, kind)
+        now = self._clock()
+        root = sha256_digest(self._catalog.first_root())
+        url = self._addresses().api
+        ticket = tickets.issue(self._fleet, "", url, root, now + life, kind.prefix)
+        row = self.groups.add(session, ticket, kind, now, actor)
+        return row, Issued(tickets.encode(ticket), ticket.not_after)
+
+    def end_group(self, session: Session, ticket: str, actor: str, scope: Scope = None) -> None:
+        """End a group ticket.
+
+        Raises:
+            NotFoundError: There is none of this id within the scope.
+        """
+        self.groups.end(session, ticket, self._clock(), actor, scope)
+
+    def enroll(self, session: Session, text: str, request: str, proposed: str = "") -> Enrolled:
         """Burn a ticket and return its device's certificate for the key in the request.
 
         A request that cannot be used leaves the ticket as it is. A used ticket answers again for
         the very key that used it: the first answer may have been lost on the way.
+
+        Args:
+            session: The transaction.
+            text: The ticket.
+            request: The certificate request, PEM.
+            proposed: The id that a device with a group's ticket asks for; '' = from its key.
 
         Raises:
             InvalidInputError: Not a ticket or not a request that may be signed.
@@ -127,7 +166,7 @@ class Enrollments:
         key = requests.read_request(request)
         ticket = tickets.decode(text)
         described = requests.describe(key)
-        row, again = self._redeem(session, ticket, described.digest)
+        row, again = self._redeem(session, ticket, described.digest, proposed)
         before = device_state(row)
         certificate = self._certificates.issue(session, row.id, key)
         if not again:
@@ -153,20 +192,24 @@ class Enrollments:
             self._catalog.versions(),
         )
 
-    def _redeem(self, session: Session, ticket: tickets.Ticket, key: str) -> tuple[DeviceRow, bool]:
+    def _redeem(
+        self, session: Session, ticket: tickets.Ticket, key: str, proposed: str
+    ) -> tuple[DeviceRow, bool]:
         """Use a ticket up; return its device, and whether that very key already is the device's."""
         now = self._clock()
+        if ticket.group and ticket.fleet == self._fleet:
+            return self.groups.redeem(session, ticket, proposed, key, now)
         found = repository.find(session, tickets.secret_hash(ticket))
         if found is None or (found.device, self._fleet) != (ticket.device, ticket.fleet):
-            raise _refused("The ticket is not one of this fleet's.")
+            raise refused("The ticket is not one of this fleet's.")
         row = self._devices.get(session, found.device)
         refuse_decommissioned(row)
         if parse_time(found.not_after) <= now:
-            raise _refused(f"The ticket expired at {found.not_after}.")
+            raise refused(f"The ticket expired at {found.not_after}.")
         if repository.burn(session, found.secret_hash, format_time(now)):
             return row, False
         if row.key != key:
-            raise _refused(f"The ticket was used at {found.used}.")
+            raise refused(f"The ticket was used at {found.used}.")
         return row, True
 
     def _tell(
@@ -190,11 +233,3 @@ class Enrollments:
             before=before,
             after=after,
         )
-
-
-def _refused(message: str) -> ForbiddenError:
-    return ForbiddenError(
-        message,
-        code="ticket_refused",
-        hint="Ask the operator for a new one: POST /v1/devices/{id}/tickets.",
-    )

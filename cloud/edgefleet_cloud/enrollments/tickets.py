@@ -19,7 +19,10 @@ MAX_BYTES = 4096
 
 
 class Ticket(msgspec.Struct, frozen=True):
-    """What stands in a ticket; `root` is the digest of the fleet's first TUF root."""
+    """What stands in a ticket; `root` is the digest of the fleet's first TUF root.
+
+    A ticket for one device names it; one for a group has `group`, with which their ids begin.
+    """
 
     v: Literal[1]
     fleet: str
@@ -28,12 +31,15 @@ class Ticket(msgspec.Struct, frozen=True):
     secret: str
     root: str
     not_after: str
+    group: str = ""
 
 
-def issue(fleet: str, device: str, url: str, root: str, not_after: datetime) -> Ticket:
+def issue(
+    fleet: str, device: str, url: str, root: str, not_after: datetime, group: str = ""
+) -> Ticket:
     """Return a ticket with a fresh secret of 256 bits."""
     secret = secrets.token_urlsafe(32)
-    return Ticket(1, fleet, device, url, secret, root, format_time(not_after))
+    return Ticket(1, fleet, device, url, secret, root, format_time(not_after), group)
 
 
 def encode(ticket: Ticket) -> str:
@@ -51,7 +57,7 @@ def decode(text: str) -> Ticket:
         padded = text[: 2 * MAX_BYTES] + "=" * (-len(text) % 4)  # longer is refused below
         body = base64.b64decode(padded, altchars=b"-_", validate=True)
         ticket = strict_json.decode(body, Ticket, max_bytes=MAX_BYTES, what="ticket")
-        check_name(ticket.device, "device")
+        check_name(ticket.device + ticket.group, "device")  # one of them is empty
     except (InvalidInputError, ValueError, binascii.Error) as error:
         raise InvalidInputError(
             "This is not a ticket.",

@@ -33,6 +33,7 @@ models = _complete("/v1/models", "name")
 devices = _complete("/v1/devices", "id")
 groups = _complete("/v1/groups", "name")
 rollouts = _complete("/v1/rollouts", "id")
+group_tickets = _complete("/v1/group-tickets", "id")
 
 
 def keys(context: typer.Context, incomplete: str) -> list[str]:

@@ -60,7 +60,7 @@ def enroll(
 ) -> None:
     """Register a device, if it is not, and make the ticket that enrols it."""
     body = _body(device, label, hardware)
-    _check_output(output)
+    check_output(output)
     try:
         session.api.post("/v1/devices", body)
     except RefusedError as error:
@@ -76,7 +76,7 @@ def ticket(
     session: Session, device: KnownId, valid_hours: Hours = 24, output: TicketFile = None
 ) -> None:
     """Make a ticket: whoever holds it first becomes this device. It works once."""
-    _check_output(output)
+    check_output(output)
     _ticket(session, device, valid_hours, output)
 
 
@@ -171,6 +171,7 @@ def revoke(
     )
 
 
+@app.command("decommission")
 @app.command("rm")
 @connected
 def remove(
@@ -190,8 +191,12 @@ def _body(device: str, label: list[str] | None, hardware: str) -> dict[str, Any]
     return {"id": device, "labels": arguments.labels(label or []), "hardware": hardware}
 
 
-def _check_output(output: Path | None) -> None:
-    """Refuse a file that cannot be written before anything is made that it should hold."""
+def check_output(output: Path | None) -> None:
+    """Refuse a file that cannot be written before anything is made that it should hold.
+
+    Raises:
+        InvalidInputError: Its folder is not there, or not ours to write to (`not_writable`).
+    """
     if output and not (output.parent.is_dir() and os.access(output.parent, os.W_OK)):
         raise InvalidInputError(
             f"The folder {output.parent} does not exist, or may not be written to.",
