@@ -16,7 +16,9 @@ from edgefleet_cloud import compose, config, server
 from edgefleet_cloud.auth.roles import Role
 from edgefleet_cloud.auth.service import LIFE, TokenService, Wish
 from edgefleet_cloud.auth.tables import TokenRow
+from edgefleet_cloud.authority.issuing import DeviceCa
 from edgefleet_cloud.broker import command
+from edgefleet_cloud.broker.revocations import LIST
 from edgefleet_cloud.enrollments import command as authority
 from edgefleet_cloud.events.feed import EventFeed
 from edgefleet_cloud.events.service import EventLog
@@ -122,6 +124,17 @@ def _broker_config(options: argparse.Namespace) -> None:
     print(command.text(options), end="")  # noqa: T201 - the answer
 
 
+def _broker_certificate(options: argparse.Namespace) -> None:
+    settings = config.load(options.config)
+    lists = settings.data / "broker" / LIST
+    written = command.write_certificate(options, DeviceCa.load(settings.keys), lists)
+    if options.json:
+        print(json.dumps({"written": [str(path) for path in written]}))  # noqa: T201 - the answer
+        return
+    for path in written:
+        print(path)  # noqa: T201 - the answer
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="edgefleet-cloud", description=edgefleet_cloud.__doc__)
     parser.add_argument("--version", action="version", version=edgefleet_cloud.__version__)
@@ -141,6 +154,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_arguments(broker)
     broker.set_defaults(run=_broker_config)
+    certificate = commands.add_parser(
+        "broker-certificate", help="write certificate and configuration of a broker elsewhere"
+    )
+    command.add_certificate_arguments(certificate)
+    _add_config(certificate)
+    certificate.set_defaults(run=_broker_certificate)
     return parser
 
 

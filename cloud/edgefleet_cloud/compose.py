@@ -25,8 +25,9 @@ from edgefleet_cloud.authority.service import Certificates
 from edgefleet_cloud.authority.watch import AuthorityWatch
 from edgefleet_cloud.blobs.disk import DiskBlobs
 from edgefleet_cloud.blobs.service import Uploads
-from edgefleet_cloud.broker.disconnect import UntoldBroker
-from edgefleet_cloud.broker.service import BrokerService
+from edgefleet_cloud.broker import disconnect
+from edgefleet_cloud.broker.disconnect import Disconnections
+from edgefleet_cloud.broker.service import KEEP_S, BrokerService
 from edgefleet_cloud.config import Config, Limits
 from edgefleet_cloud.database import Database
 from edgefleet_cloud.devices.keys import DeviceKeys
@@ -40,7 +41,7 @@ from edgefleet_cloud.groups.service import Groups
 from edgefleet_cloud.idempotency import service as idempotency
 from edgefleet_cloud.models.service import ModelService
 from edgefleet_cloud.periodic import Periodic
-from edgefleet_cloud.ports import BackgroundService, system_clock
+from edgefleet_cloud.ports import BackgroundService, Disconnector, system_clock
 from edgefleet_cloud.reports.ingest import Ingest
 from edgefleet_cloud.reports.service import Reports
 from edgefleet_cloud.rollouts.announcer import Announcer, Settings
@@ -101,17 +102,18 @@ def compose(config: Config) -> Program:
     models = ModelService(blobs, trust, events, system_clock, require_provenance=demanded)
     with database.write() as session:
         models.recover(session)
-    certificates = _certificates(config)
+    broker = _broker(config, database, events)
+    transport = _transport(broker)
+    disconnections = _disconnections(config, broker, database, events, transport)
+    certificates = _certificates(config, disconnections)
     devices = Devices(events, desired, revoke=certificates.revoke_device)
     groups = Groups(events, devices)
-    broker = BrokerService(config)
     enrollments = Enrollments(
         config.fleet, certificates, trust, devices, events,
         lambda: Addresses(config.api_url, broker.public_url),
     )  # fmt: skip
     reports = Reports(devices, models)
     planner = Planner(devices, groups, models, blobs)
-    transport = _transport(config, broker)
     steering = _steer(config, database, events, groups, planner, models, trust, transport)
     asking = Asking(database, devices, certificates, transport, events)
     renewals = _renewals(config, certificates, trust, asking, steering.announcer, events)
@@ -126,7 +128,9 @@ def compose(config: Config) -> Program:
         Periodic("removal of what is old", PURGE_S, partial(_purge, database, uploads)),
         broker,
         Uplink(steering.transport, ingest, steering.announcer, database, asking.remind),
-        Periodic("look at the authorities", LOOK_S, _authorities(config, certificates).look),
+        disconnections,
+        Periodic("renewal of the broker's certificates", KEEP_S, broker.keep),
+        Periodic("look at the authorities", LOOK_S, _authorities(config, certificates, broker).look),
         Periodic("asking for renewals", SWEEP_S, asking.sweep),
         steering.controller,
     ]
@@ -152,17 +156,15 @@ def _admit(config: Config, database: Database, events: EventLog) -> tuple[TokenS
     return tokens, Gate(database, tokens, devices, limit, events, config.proxies, oidc)
 
 
-def _certificates(config: Config) -> Certificates:
+def _certificates(config: Config, disconnector: Disconnector) -> Certificates:
     ca = DeviceCa.load(config.keys, timedelta(days=config.identity.certificate_life_days))
-    return Certificates(config.fleet, ca, UntoldBroker())
+    return Certificates(config.fleet, ca, disconnector)
 
 
-def _authorities(config: Config, certificates: Certificates) -> AuthorityWatch:
-    return AuthorityWatch(certificates.ca, config.keys, _nothing)
-
-
-def _nothing() -> None:
-    """The broker has no certificates that it could take up."""
+def _authorities(
+    config: Config, certificates: Certificates, broker: BrokerService
+) -> AuthorityWatch:
+    return AuthorityWatch(certificates.ca, config.keys, broker.keep)
 
 
 def _renewals(
@@ -222,14 +224,30 @@ def _steer(
     )
 
 
-def _transport(config: Config, broker: BrokerService) -> MqttTransport:
+def _broker(config: Config, database: Database, events: EventLog) -> BrokerService:
+    broker = BrokerService(config, partial(DeviceCa.load, config.keys), database, events)
+    broker.prepare()
+    return broker
+
+
+def _disconnections(
+    config: Config,
+    broker: BrokerService,
+    database: Database,
+    events: EventLog,
+    transport: MqttTransport,
+) -> Disconnections:
+    ca = partial(DeviceCa.load, config.keys)
+    return Disconnections(
+        disconnect.Parts(ca, broker.lists, broker.address, transport, database, events)
+    )
+
+
+def _transport(broker: BrokerService) -> MqttTransport:
+    cert, key = broker.certificate
     return MqttTransport(
         MqttSettings(
-            broker.url,
-            ca=config.broker.ca,
-            cert=config.broker.cert,
-            key=config.broker.key,
-            mqtt5=broker.kind != "amqtt",
+            broker.url, ca=broker.authorities, cert=cert, key=key, mqtt5=broker.kind != "amqtt"
         )
     )
 

@@ -22,11 +22,23 @@ class Broker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     url: str = ""  # mqtt://host:1883 or mqtts://host:8883; '' = embedded
     kind: Literal["auto", "mosquitto", "amqtt"] = "auto"  # auto: mosquitto if it is on PATH
-    port: int = 0  # of the embedded broker; 0 = any free port
+    listen: str = ""  # of the embedded broker, for example 0.0.0.0:8883; '' = loopback and `port`
+    port: int = 0  # of the embedded broker on loopback; 0 = any free port, the same ever after
+    tls: bool = True  # of the embedded broker; False = plain, on loopback only, believes everybody
     public_url: str = ""  # what devices are told; '' = the url itself
-    ca: str = ""  # PEM files for mqtts
-    cert: str = ""
+    ca: str = ""  # PEM file of who may sign the broker's certificate; '' = the fleet's device CA
+    cert: str = ""  # PEM file of our certificate for mqtts; '' = issued by the fleet's device CA
     key: str = ""
+    crl_file: str = ""  # a second place for the revocation lists, where a broker reads them
+    reload: str = ""  # command after they were written, e.g. systemctl kill -s HUP mosquitto
+
+    def address(self) -> tuple[str, int] | None:
+        """Return host and port of `listen`, or None if it is not given.
+
+        Raises:
+            InvalidInputError: It is not HOST:PORT.
+        """
+        return _host_and_port(self.listen, "broker.listen") if self.listen else None
 
 
 class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -144,10 +156,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Raises:
             InvalidInputError: `listen` is not HOST:PORT.
         """
-        host, _, port = self.listen.rpartition(":")
-        if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-            raise _bad(f"listen = {self.listen!r} is not HOST:PORT")
-        return host.strip("[]"), int(port)
+        return _host_and_port(self.listen, "listen")
 
 
 _PATHS = ("data_dir", "keys_dir", "metadata_dir", "admin_token_file")
@@ -182,11 +191,12 @@ def load(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
         raise _bad("limits.auth_failures and limits.auth_refill_s must be above 0")
     _check_urls(config)
     _check_oidc(config.oidc)
+    _check_broker(config.broker)
     folder = path.resolve().parent
     places = {key: str(folder / getattr(config, key)) for key in _PATHS}
     broker = {
         key: str(folder / value)
-        for key in ("ca", "cert", "key")
+        for key in ("ca", "cert", "key", "crl_file")
         if (value := getattr(config.broker, key))
     }
     oidc = config.oidc
@@ -217,8 +227,25 @@ def _check_urls(config: Config) -> None:
         if value and not _is_url(value, schemes):
             shape = " or ".join(f"{scheme}://HOST:PORT" for scheme in sorted(schemes))
             raise _bad(f"{key} = {value!r} is not {shape}")
-    if not 0 <= config.broker.port <= 65535:
-        raise _bad(f"broker.port = {config.broker.port} is not a port")
+
+
+def _check_broker(broker: Broker) -> None:
+    if not 0 <= broker.port <= 65535:
+        raise _bad(f"broker.port = {broker.port} is not a port")
+    given = broker.address()
+    if given and not given[1]:
+        raise _bad("broker.listen needs a port that stays: devices are told it once")
+    if given and not broker.tls:
+        raise _bad("broker.tls = false believes everybody, so that broker.listen must be empty")
+    if bool(broker.cert) != bool(broker.key):
+        raise _bad("broker.cert and broker.key need one another")
+
+
+def _host_and_port(value: str, key: str) -> tuple[str, int]:
+    host, _, port = value.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise _bad(f"{key} = {value!r} is not HOST:PORT")
+    return host.strip("[]"), int(port)
 
 
 def _is_url(value: str, schemes: set[str]) -> bool:

@@ -8,6 +8,7 @@ from edgefleet_cloud.audit import tables as audit
 from edgefleet_cloud.auth import tables as auth
 from edgefleet_cloud.authority import tables as authority
 from edgefleet_cloud.blobs import tables as blobs
+from edgefleet_cloud.broker import tables as broker
 from edgefleet_cloud.devices import tables as devices
 from edgefleet_cloud.enrollments import tables as enrollments
 from edgefleet_cloud.events import tables as events
@@ -20,6 +21,6 @@ from edgefleet_cloud.rollouts import tables as rollouts
 METADATA = SQLModel.metadata
 
 __all__ = [
-    "METADATA", "audit", "auth", "authority", "blobs", "devices", "enrollments", "events", "groups",
-    "idempotency", "models", "reports", "rollouts",
+    "METADATA", "audit", "auth", "authority", "blobs", "broker", "devices", "enrollments", "events",
+    "groups", "idempotency", "models", "reports", "rollouts",
 ]  # fmt: skip

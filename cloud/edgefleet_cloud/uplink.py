@@ -74,6 +74,8 @@ class Uplink:
             UnavailableError: Not now; it must come again.
         """
         parsed = topics.parse(topic)
+        if not payload:
+            return  # a retained message was emptied, which is nothing to report
         if parsed is None or parsed.direction != "up":
             _log.warning("Nobody takes messages on %s", topic[:200])
         elif parsed.kind == "get" and not parsed.rest:

@@ -63,6 +63,11 @@ def presence(device: str) -> str:
     return f"{ROOT}/{device}/up/presence"
 
 
+def retained(device: str) -> tuple[str, ...]:
+    """Every topic of a device on which a broker keeps the newest message."""
+    return desired(device), reported(device), presence(device)
+
+
 def all_up() -> str:
     """Filter that the fleet manager subscribes to."""
     return f"{ROOT}/+/up/#"

@@ -17,12 +17,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import paho.mqtt.client as paho
-
-from edgefleet_cloud.broker.embedded import EmbeddedBroker
-from edgefleet_cloud.broker.probe import free_port
+from edgefleet_agent.identity import load_key
+from edgefleet_cloud.ports import system_clock
 from edgefleet_shared import topics
 from tests.agent.world import World, until
+from tests.brokers import SecureBroker
 from tests.models import linear
 
 SETTLE_S = 5.0
@@ -33,28 +32,34 @@ AIM_MIB, AIM_PERCENT = 35.0, 0.5
 def run(*, quick: bool) -> dict[str, Any]:
     """Return the figures; ends within 40 s if `quick`."""
     folder = Path(tempfile.mkdtemp(prefix="ef", dir="/tmp"))
-    world, port = World(), free_port()
-    broker = EmbeddedBroker("auto", folder / "broker", port)
+    world, broker = World(), SecureBroker("auto", folder)
     process = None
     try:
         broker.start()
-        process = _start(world, folder, port)
+        process = _start(world, folder, broker)
         return _measure(process.pid, folder, QUICK_S if quick else FULL_S)
     finally:
         if process is not None:
             process.send_signal(signal.SIGTERM)
             process.wait(30)
-        broker.stop()
+        broker.close()
         world.close()
         shutil.rmtree(folder)
 
 
-def _start(world: World, folder: Path, port: int) -> subprocess.Popen[bytes]:
+def _start(world: World, folder: Path, broker: SecureBroker) -> subprocess.Popen[bytes]:
     """Start agentd and wait until it serves a model that came the whole way."""
-    identity = world.enrolled(folder / "state", url=f"mqtt://127.0.0.1:{port}")
+    identity = world.enrolled(folder / "state", url=broker.broker.url)
+    certificate = broker.ca().sign(
+        load_key(identity.folder).public_key(), identity.fleet, identity.device, system_clock()
+    )
+    identity.certificate_file.write_text(certificate)
+    shutil.copy(broker.credentials.authorities, identity.ca_file)
     toml = folder / "agent.toml"
     toml.write_text('state_dir = "state"\nrun_dir = "run"\n[inference]\ntcp = "127.0.0.1:0"\n')
-    _retain(port, topics.desired(identity.device), _desired(world, identity))
+    with broker.client(broker.credentials.manager) as manager:
+        document = _desired(world, identity)
+        manager.publish(topics.desired(identity.device), document, retain=True)
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "edgefleet_agent", "run", "--config", str(toml)],
@@ -67,15 +72,6 @@ def _start(world: World, folder: Path, port: int) -> subprocess.Popen[bytes]:
 
 def _desired(world: World, identity: Any) -> bytes:
     return world.assign(identity, world.publish("1.0.0", body=linear()))
-
-
-def _retain(port: int, topic: str, payload: bytes) -> None:
-    client = paho.Client(paho.CallbackAPIVersion.VERSION2, client_id="fleet-manager")
-    client.connect("127.0.0.1", port)
-    client.loop_start()
-    client.publish(topic, payload, 1, retain=True).wait_for_publish(10)
-    client.disconnect()
-    client.loop_stop()
 
 
 def _serves(path: Path) -> bool:

@@ -8,8 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import paho.mqtt.client as paho
@@ -17,20 +15,19 @@ import pytest
 
 from edgefleet_cloud.broker import command, mosquitto
 from edgefleet_cloud.broker.embedded import EmbeddedBroker
-from edgefleet_cloud.broker.mosquitto import MANAGER
-from edgefleet_cloud.broker.probe import accepts
+from edgefleet_cloud.broker.probe import Address, Answer, connect
 from edgefleet_cloud.transports.mqtt import MqttSettings, MqttTransport
 from edgefleet_shared import topics
 from edgefleet_shared.errors import InvalidInputError, UnavailableError
-from tests.cloud.certificates import Authority
-from tests.cloud.mtls import Mtls, running, until
+from tests.brokers import KINDS, until
 
 IMAGES = Path(__file__).parents[2] / "images" / "mosquitto"
-NEEDS_MOSQUITTO = (
-    pytest.mark.mosquitto,
-    pytest.mark.skipif(not mosquitto.executable(), reason="mosquitto is not installed"),
-)
-KINDS = pytest.mark.parametrize("kind", ["amqtt", pytest.param("mosquitto", marks=NEEDS_MOSQUITTO)])
+EACH = pytest.mark.parametrize("kind", KINDS)
+
+
+def accepts(port: int) -> bool:
+    """Return whether a broker without TLS takes a CONNECT."""
+    return connect(Address("127.0.0.1", port)) is Answer.TAKEN
 
 
 def alive(pid: int) -> bool:
@@ -43,20 +40,20 @@ def alive(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-@KINDS
+@EACH
 def test_it_answers_once_started_and_is_gone_once_stopped(kind: str, tmp_path: Path) -> None:
     """`start` returns when an MQTT CONNECT is accepted, and says which broker runs where."""
     broker = EmbeddedBroker(kind, tmp_path)
     broker.start()
     port = int(broker.url.rpartition(":")[2])
-    assert accepts("127.0.0.1", port)
+    assert accepts(port)
     assert str(broker).startswith(f"embedded broker: {kind} ")
     assert f"127.0.0.1:{port}" in str(broker)
     broker.stop()
-    assert not accepts("127.0.0.1", port)
+    assert not accepts(port)
 
 
-@KINDS
+@EACH
 def test_devices_find_it_where_it_was(kind: str, tmp_path: Path) -> None:
     """Started anew on the same data, it has the port that devices were told."""
     urls = []
@@ -75,7 +72,7 @@ def test_a_damaged_port_file_is_refused(tmp_path: Path) -> None:
         EmbeddedBroker("auto", tmp_path)
 
 
-@KINDS
+@EACH
 def test_it_is_started_again_when_it_dies(kind: str, tmp_path: Path) -> None:
     """A killed broker comes back on the same port."""
     broker = EmbeddedBroker(kind, tmp_path)
@@ -83,11 +80,11 @@ def test_it_is_started_again_when_it_dies(kind: str, tmp_path: Path) -> None:
     port, first = int(broker.url.rpartition(":")[2]), broker.pid
     assert first
     os.kill(first, signal.SIGKILL)
-    until(lambda: broker.pid not in {first, None} and accepts("127.0.0.1", port))
+    until(lambda: broker.pid not in {first, None} and accepts(port))
     broker.stop()
 
 
-@KINDS
+@EACH
 def test_it_ends_with_its_parent(kind: str, tmp_path: Path) -> None:
     """A kill -9 of the fleet manager leaves no broker behind."""
     program = (
@@ -163,63 +160,3 @@ def test_options_without_sense_are_refused(options: list[str]) -> None:
     command.add_arguments(parser)
     with pytest.raises(InvalidInputError, match=options[1]):
         command.text(parser.parse_args(options))
-
-
-@pytest.fixture
-def mtls(tmp_path: Path) -> Iterator[Mtls]:
-    """Run mosquitto with certificates."""
-    with running(tmp_path / "broker") as world:
-        yield world
-
-
-@pytest.mark.mosquitto
-@pytest.mark.skipif(not mosquitto.executable(), reason="mosquitto is not installed")
-def test_with_certificates_a_device_reaches_only_its_own_topics(mtls: Mtls) -> None:
-    """A device's reports arrive, those it forges in another's name do not, nor can it listen."""
-    got: list[str] = []
-    manager = MqttTransport(mtls.settings(MANAGER))
-    manager.start(lambda topic, _payload: got.append(topic))
-    assert manager.wait_connected(20)
-    with mtls.client("cam-1") as (one, heard):
-        one.subscribe("#", qos=1)
-        one.subscribe(topics.down("cam-2"), qos=1)
-        one.subscribe(topics.down("cam-1"), qos=1)
-        for forged in (topics.reported("cam-2"), topics.desired("cam-1")):
-            # mosquitto 2.0.11 also drops the connection of whoever tries.
-            with mtls.client("cam-3") as (other, _):
-                dropped = threading.Event()
-                other.on_disconnect = lambda *_, gone=dropped: gone.set()
-                other.publish(forged, b"x", qos=1)
-                dropped.wait(1.0)
-        one.publish(topics.reported("cam-1"), b"x", qos=1).wait_for_publish(10)
-        for device in ("cam-2", "cam-1"):
-            manager.publish(topics.desired(device), b"y", retain=True).result(10)
-        until(lambda: topics.desired("cam-1") in heard)
-        until(lambda: got)
-        # Nothing else is on its way: a later message of each kind has arrived before.
-        one.publish(topics.get("cam-1"), b"z", qos=1).wait_for_publish(10)
-        until(lambda: topics.get("cam-1") in got)
-        assert set(got) == {topics.reported("cam-1"), topics.get("cam-1")}
-        assert set(heard) == {topics.desired("cam-1")}
-    manager.stop()
-
-
-@pytest.mark.mosquitto
-@pytest.mark.skipif(not mosquitto.executable(), reason="mosquitto is not installed")
-def test_with_certificates_a_device_cannot_take_another_ones_session(mtls: Mtls) -> None:
-    """The client id is the certificate's name, whatever a client calls itself."""
-    dropped = threading.Event()
-    with mtls.client("cam-2") as (two, _):
-        two.on_disconnect = lambda *_: dropped.set()
-        with mtls.client("cam-1", client_id="cam-2"):
-            assert not dropped.wait(0.5)
-
-
-@pytest.mark.mosquitto
-@pytest.mark.skipif(not mosquitto.executable(), reason="mosquitto is not installed")
-def test_a_certificate_of_another_authority_is_refused(mtls: Mtls, tmp_path: Path) -> None:
-    """A stranger does not even connect."""
-    stranger = MqttTransport(mtls.settings(MANAGER, Authority(tmp_path)))
-    stranger.start(lambda _topic, _payload: None)
-    assert not stranger.wait_connected(1.5)
-    stranger.stop()

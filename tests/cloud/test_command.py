@@ -64,7 +64,7 @@ def test_it_serves_and_stops(folder, tmp_path):
         ready = _wait_for(ready_file, process)
         assert ready["pid"] == process.pid
         assert re.fullmatch(r"http://127\.0\.0\.1:[1-9][0-9]+", ready["api"])
-        assert ready["broker"].startswith("mqtt://127.0.0.1:")
+        assert ready["broker"].startswith("mqtts://127.0.0.1:")
         assert ready["broker_kind"] in {"mosquitto", "amqtt"}
         assert httpx.get(ready["api"] + "/healthz").json() == {"status": "ok"}
         children = _children(process.pid)

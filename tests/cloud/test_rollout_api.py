@@ -6,6 +6,7 @@ import base64
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 
 import paho.mqtt.client as paho
 import pytest
@@ -14,6 +15,7 @@ from tuf.api.metadata import Metadata, Targets
 from edgefleet_shared import bundle, strict_json, topics
 from edgefleet_shared.messages import Assignment, Desired, Get
 from edgefleet_shared.trust import DeviceIdentity, open_assignment
+from tests.brokers import any_certificate
 from tests.cloud.running import RunningCloud
 from tests.fakes.speaking_device import SpeakingDevice, slot_report
 from tests.fleet_folder import FleetFolder, small_package
@@ -31,10 +33,12 @@ def until(true: Callable[[], object], seconds: float = 20) -> object:
 class WireDevice(SpeakingDevice):
     """A device on the broker, which checks its assignments as the agent does."""
 
-    def connect(self, url: str) -> None:
+    def connect(self, url: str, keys_dir: Path, pair: Path) -> None:
         self.documents: list[Desired] = []
         self._client = paho.Client(paho.CallbackAPIVersion.VERSION2, client_id=self.name)
         self._client.on_message = self._on_message
+        any_certificate(keys_dir, self.name, pair)
+        self._client.tls_set(str(keys_dir / "device-ca.crt"), str(pair), str(pair))
         self._client.connect("127.0.0.1", int(url.rpartition(":")[2]))
         self._client.loop_start()
         self._client.subscribe(topics.down(self.name), qos=1)
@@ -66,14 +70,15 @@ class WireDevice(SpeakingDevice):
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningCloud, WireDevice]]:
     """A whole fleet manager with two published versions and one device on the wire."""
-    cloud = RunningCloud(FleetFolder(tmp_path_factory.mktemp("api") / "fleet"), background=True)
+    folder = FleetFolder(tmp_path_factory.mktemp("api") / "fleet")
+    cloud = RunningCloud(folder, background=True)
     for counter, version in enumerate(("1.0.0", "2.0.0"), 1):
         answer = cloud.publish(*small_package(version, counter))
         assert answer.status_code == 201, answer.text
     device = WireDevice("cam-1")
     with cloud.program.database.write() as session:
         session.add(device.row())
-    device.connect(cloud.facts["broker"])
+    device.connect(cloud.facts["broker"], folder.online / "keys", folder.path / "cam-1.pem")
     yield cloud, device
     device.close()
     cloud.stop()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 
-import paho.mqtt.client as paho
 import pytest
 
 from edgefleet_agent.transports.mqtt import MqttTransport
@@ -15,11 +14,10 @@ from edgefleet_shared import strict_json, topics
 from edgefleet_shared.errors import InvalidInputError
 from edgefleet_shared.messages import Get, Presence
 from tests.agent.world import until
+from tests.brokers import KINDS, Client, SecureBroker, make_authority
 from tests.fakes.memory_transport import MemoryTransport
 
 DEVICE = "cam-1"
-# CI runs this file on paho-mqtt 1.6.1 too, which has one kind of callbacks and does not ask.
-CALLBACKS = [paho.CallbackAPIVersion.VERSION2] if hasattr(paho, "CallbackAPIVersion") else []
 
 
 class Events:
@@ -94,57 +92,51 @@ class FakeWorld:
 
 
 class BrokerWorld:
-    """A real broker and paho as the fleet manager."""
+    """A real broker with mutual TLS, and a client with the fleet manager's certificate."""
 
     def __init__(self, kind: str, folder) -> None:
-        self._kind, self._folder, self._port = kind, folder, free_port()
-        self._broker = self._start()
-        self.transport = MqttTransport(
-            f"mqtt://127.0.0.1:{self._port}", DEVICE, "boot-1", "9", backoff_max_s=1.0
-        )
+        self._kind, self._folder = kind, folder
+        self.secure = SecureBroker(kind, folder)
+        self.secure.start()
+        self.pair = self.secure.issue(DEVICE)
+        self.transport = self.agent(self.pair)
         self._seen: dict[str, bytes] = {}
         self._watch()
 
-    def _start(self) -> EmbeddedBroker:
-        broker = EmbeddedBroker(self._kind, self._folder, self._port)
-        broker.start()
-        return broker
+    def agent(self, pair) -> MqttTransport:
+        """Return the agent's transport with a key and certificate in one file."""
+        return MqttTransport(
+            self.secure.broker.url, DEVICE, "boot-1", "9", self.secure.agent_tls(pair),
+            backoff_max_s=1.0,
+        )  # fmt: skip
 
     def _watch(self) -> None:
-        subscribed = threading.Event()
-        self._client = paho.Client(*CALLBACKS, client_id="fleet-manager")
-        self._client.on_message = lambda _c, _u, m: self._seen.__setitem__(m.topic, m.payload)
-        self._client.on_subscribe = lambda *_: subscribed.set()
-        self._client.connect("127.0.0.1", self._port)
-        self._client.loop_start()
-        self._client.subscribe(topics.all_up(), qos=1)
-        assert subscribed.wait(10)
+        self._client = Client(self.secure, self.secure.credentials.manager, "fleet-manager")
+        self._client.paho.on_message = lambda _c, _u, m: self._seen.update({m.topic: m.payload})
+        self._client.subscribe(topics.all_up())
 
     def retain(self, payload: bytes) -> None:
-        self._client.publish(topics.desired(DEVICE), payload, 1, retain=True).wait_for_publish(10)
+        self._client.publish(topics.desired(DEVICE), payload, retain=True)
 
     def newest(self, topic: str) -> bytes | None:
         return self._seen.get(topic)
 
-    def _leave(self) -> None:
-        self._client.disconnect()
-        self._client.loop_stop()
-
     def down(self) -> None:
-        self._leave()
-        self._broker.stop()
+        self._client.close()
+        self.secure.close()
 
     def up(self) -> None:
         self._seen.clear()
-        self._broker = self._start()
+        self.secure = SecureBroker(self._kind, self._folder, port=self.secure.port)
+        self.secure.start()
         self._watch()
 
     def close(self) -> None:
-        self._leave()
-        self._broker.stop()
+        self._client.close()
+        self.secure.close()
 
 
-@pytest.fixture(params=["memory", "amqtt", pytest.param("mosquitto", marks=pytest.mark.mosquitto)])
+@pytest.fixture(params=["memory", *KINDS])
 def world(request, tmp_path) -> Iterator[FakeWorld | BrokerWorld]:
     """Each transport with what it connects to."""
     made = FakeWorld() if request.param == "memory" else BrokerWorld(request.param, tmp_path)
@@ -247,8 +239,62 @@ def test_an_address_that_is_none_is_refused(url):
         MqttTransport(url, DEVICE, "b", "9")
 
 
+@pytest.fixture(params=KINDS)
+def real(request, tmp_path) -> Iterator[BrokerWorld]:
+    """Each real broker."""
+    made = BrokerWorld(request.param, tmp_path)
+    yield made
+    made.transport.stop()
+    made.close()
+
+
+def test_a_certificate_that_is_refused_is_told_and_the_next_one_taken(real, tmp_path):
+    """Another authority's opens nothing; a pair half written is told; the right one connects."""
+    strange = SecureBroker("amqtt", tmp_path / "strange")
+    pair = strange.issue(DEVICE)
+    strange.database.close()
+    transport, events = real.agent(pair), Events()
+    transport.start(events)
+    until(lambda: events.refused, "refused")
+    assert "our certificate" in events.refused[0]
+    pair.write_bytes(pair.read_bytes().partition(b"-----BEGIN CERT")[0])  # as power leaves it
+    transport.renewed()
+    until(lambda: "cannot be used" in events.refused[-1], "half a pair")
+    assert not events.connected
+    pair.write_bytes(real.pair.read_bytes())
+    transport.renewed()
+    until(lambda: events.connected, "connected")
+    transport.stop()
+
+
+def test_a_broker_of_another_authority_is_not_believed(real, tmp_path):
+    """It may hold any name; without a certificate of our authorities it learns nothing."""
+    make_authority(tmp_path / "strange")
+    tls = real.secure.agent_tls(real.pair)._replace(ca=tmp_path / "strange" / "device-ca.crt")
+    transport = MqttTransport(real.secure.broker.url, DEVICE, "b", "9", tls, backoff_max_s=0.5)
+    events = Events()
+    transport.start(events)
+    until(lambda: events.refused, "refused")
+    assert "certificate verify failed" in events.refused[0]
+    transport.stop()
+
+
+def test_a_second_client_with_our_certificate_does_not_keep_us_out(real):
+    """Thrown out, we come back, a little later each time, and are given our document again."""
+    events = Events()
+    real.transport.start(events)
+    until(lambda: events.connected, "connected")
+    real.retain(b"document")
+    until(lambda: events.desired, "desired")
+    for turn in range(2):
+        with real.secure.client(real.pair, DEVICE):
+            until(lambda turn=turn: len(events.disconnected) > turn, "thrown out")
+        until(lambda turn=turn: events.connected > turn + 1, "back")
+    until(lambda: len(events.desired) >= 3, "desired again")
+
+
 def test_a_broker_that_was_never_there_is_tried_again(tmp_path):
-    """The agent starts before the broker does; it connects when there is one."""
+    """The agent starts before the broker does; it connects when there is one, TLS or not."""
     port = free_port()
     transport = MqttTransport(f"mqtt://127.0.0.1:{port}", DEVICE, "b", "9", backoff_max_s=0.5)
     events = Events()

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-import paho.mqtt.client as paho
 import pytest
 
-from edgefleet_cloud.broker import mosquitto
+from edgefleet_cloud.broker.acl import MANAGER
 from edgefleet_cloud.broker.embedded import EmbeddedBroker
-from edgefleet_cloud.broker.probe import free_port
 from edgefleet_cloud.ports import Transport
 from edgefleet_cloud.transports.mqtt import MqttSettings, MqttTransport
 from edgefleet_shared import topics
 from edgefleet_shared.errors import InvalidInputError
+from tests.brokers import KINDS, SecureBroker, until
 from tests.fakes.cloud_transport import MemoryBroker, MemoryTransport
 
 
@@ -56,83 +55,52 @@ class MemoryWorld:
 
 
 class RealWorld:
-    """An embedded broker, and paho as the device."""
+    """An embedded broker with mutual TLS, and paho as the device."""
 
     def __init__(self, kind: str, folder: Path) -> None:
-        self._folder, self._kind, self._port = folder, kind, free_port()
-        self._broker = self._start()
-
-    def _start(self) -> EmbeddedBroker:
-        broker = EmbeddedBroker(self._kind, self._folder, self._port)
-        broker.start()
-        return broker
-
-    def _client(self, name: str) -> paho.Client:
-        client = paho.Client(paho.CallbackAPIVersion.VERSION2, client_id=name, clean_session=True)
-        client.connect("127.0.0.1", self._port)
-        client.loop_start()
-        return client
+        self._folder, self._kind = folder, kind
+        self._broker = SecureBroker(kind, folder)
+        self._broker.start()
+        self._device = self._broker.issue("cam-1")
+        self._reader = self._broker.sign(f"{MANAGER}-2")
 
     def transport(self) -> Transport:
-        mqtt5 = self._kind != "amqtt"
-        return MqttTransport(MqttSettings(f"mqtt://127.0.0.1:{self._port}", mqtt5=mqtt5))
+        return self._broker.manager()
 
     def device_sends(self, topic: str, payload: bytes) -> None:
-        client = self._client("cam-1")
-        try:
-            client.publish(topic, payload, qos=1).wait_for_publish(10)
-        finally:
-            client.disconnect()
-            client.loop_stop()
+        with self._broker.client(self._pair(topic)) as client:
+            client.publish(topic, payload)
+
+    def _pair(self, topic: str) -> Path:
+        parsed = topics.parse(topic)
+        assert parsed
+        return self._device if parsed.device == "cam-1" else self._broker.sign(parsed.device)
 
     def newest(self, topic: str) -> bytes | None:
-        got: list[bytes] = []
-        seen = threading.Event()
-        client = self._client("cam-1-reader")
-
-        def on_message(_client: object, _data: object, message: paho.MQTTMessage) -> None:
-            got.append(message.payload)
-            seen.set()
-
-        client.on_message = on_message
-        try:
-            client.subscribe(topic, qos=1)
-            seen.wait(1.0)
-        finally:
-            client.disconnect()
-            client.loop_stop()
-        return got[-1] if got else None
+        with self._broker.client(self._reader) as client:
+            client.subscribe(topic)
+            deadline = time.monotonic() + 1
+            while not client.got and time.monotonic() < deadline:
+                time.sleep(0.01)
+            return client.got[-1][1] if client.got else None
 
     def down(self) -> None:
-        self._broker.stop()
+        self._broker.close()
 
     def back_up(self) -> None:
-        self._broker = self._start()
+        self._broker = SecureBroker(self._kind, self._folder, port=self._broker.port)
+        self._broker.start()
 
     def close(self) -> None:
-        self._broker.stop()
+        self._broker.close()
 
 
-NEEDS_MOSQUITTO = (
-    pytest.mark.mosquitto,
-    pytest.mark.skipif(not mosquitto.executable(), reason="mosquitto is not installed"),
-)
-
-
-@pytest.fixture(params=["memory", "amqtt", pytest.param("mosquitto", marks=NEEDS_MOSQUITTO)])
+@pytest.fixture(params=["memory", *KINDS])
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
     """Return each world in turn."""
     made = MemoryWorld() if request.param == "memory" else RealWorld(request.param, tmp_path)
     yield made
     made.close()
-
-
-def until(true: Callable[[], object], seconds: float = 15) -> None:
-    """Wait for a condition, with a deadline."""
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "did not come true"
-        time.sleep(0.02)
 
 
 class Inbox:

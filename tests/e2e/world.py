@@ -8,17 +8,20 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 import paho.mqtt.client as mqtt
 
+from edgefleet_cloud.broker.acl import MANAGER
 from edgefleet_provisioning.demo.digits import Digits
 from edgefleet_provisioning.demo.fleet import AGENT, Fleet
 from edgefleet_provisioning.demo.load import Client, UnixConnection
 from edgefleet_provisioning.demo.processes import run_json
 from edgefleet_shared import topics
+from tests.brokers import any_certificate
 
 ENDED = {"completed", "stopped", "rolled_back", "paused"}
 
@@ -135,8 +138,10 @@ class World:
 
     @contextlib.contextmanager
     def broker(self) -> Iterator[Broker]:
-        """Connect to the broker as anyone who reaches it can."""
-        client = Broker(self.fleet.ready["broker"])
+        """Connect to the broker as whoever has the fleet manager's rights there can."""
+        keys = self.fleet.folder / "fleet" / "online" / "keys"
+        pair = any_certificate(keys, f"{MANAGER}-2", self.fleet.folder / "mallory.pem")
+        client = Broker(self.fleet.ready["broker"], keys / "device-ca.crt", pair)
         try:
             yield client
         finally:
@@ -146,12 +151,13 @@ class World:
 class Broker:
     """A hostile party with the broker in its hands: reads and writes any topic."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, ca: Path, pair: Path) -> None:
         self.messages: dict[str, bytes] = {}
         self._client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id="mallory")
         self._client.on_message = lambda _c, _u, m: self.messages.update({m.topic: m.payload})
         address = urlsplit(url)
-        self._client.connect(address.hostname or "127.0.0.1", address.port or 1883)
+        self._client.tls_set(str(ca), str(pair), str(pair))
+        self._client.connect(address.hostname or "127.0.0.1", address.port or 8883)
         self._client.loop_start()
 
     def desired(self, device: str) -> dict[str, Any]:

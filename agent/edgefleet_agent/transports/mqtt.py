@@ -46,6 +46,45 @@ class Tls(NamedTuple):
     certificate: Path
     key: Path
 
+    def context(self) -> ssl.SSLContext:
+        """Return TLS with the files as they are now.
+
+        Raises:
+            OSError: One is missing or cannot be used.
+        """
+        made = ssl.create_default_context(cafile=str(self.ca))
+        made.load_cert_chain(self.certificate, self.key)
+        made.sslsocket_class = _Socket
+        return made
+
+
+class _Socket(ssl.SSLSocket):
+    """Says that TLS broke in the words that paho 1.6.1 understands: others kill its thread."""
+
+    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
+        try:
+            return super().recv(buflen, flags)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except ssl.SSLError as error:
+            raise ConnectionResetError(str(error)) from error
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        try:
+            return super().send(data, flags)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except ssl.SSLError as error:
+            raise ConnectionResetError(str(error)) from error
+
+    def do_handshake(self, block: bool = False) -> None:
+        """Close what could not shake hands; paho leaves it to the garbage collector."""
+        try:
+            super().do_handshake(block)
+        except OSError:
+            self.close()
+            raise
+
 
 class MqttTransport:
     """The transport port over MQTT.
@@ -163,6 +202,9 @@ class MqttTransport:
             link.welcomed = True
             link.broken.wait()
             self._link = None
+        elif self._secure and self._protocol == paho.MQTTv311 and link.silent:
+            # Not every broker manages to say why it ends a handshake; 3.1.1 it would have answered.
+            link.distrust = f"{link.reason}; it may not take our certificate"
         link.close()
         return link
 
@@ -204,12 +246,7 @@ class MqttTransport:
         )
         if self._secure:
             assert self._tls is not None
-            client.tls_set(
-                str(self._tls.ca),
-                str(self._tls.certificate),
-                str(self._tls.key),
-                tls_version=ssl.PROTOCOL_TLS_CLIENT,
-            )
+            client.tls_set_context(self._tls.context())
         return client
 
     def _on_message(self, topic: str, payload: bytes) -> None:
@@ -271,6 +308,11 @@ class _Link:
             self.reason = self.reason or "the broker does not grant the subscription"
             return False
         return True
+
+    @property
+    def silent(self) -> bool:
+        """Whether the other side ended the connection without a word on our CONNECT."""
+        return self.spoke and self.refusal is None and self.broken.is_set() and not self.distrust
 
     def publish(self, topic: str, payload: bytes, done: Done, *, retain: bool) -> None:
         """Publish with QoS 1; `done` tells whether the broker holds it."""

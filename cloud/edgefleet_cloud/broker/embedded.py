@@ -1,4 +1,4 @@
-"""A broker on loopback that the fleet manager starts, watches and takes down with itself."""
+"""A broker that the fleet manager starts, watches and takes down with itself."""
 
 from __future__ import annotations
 
@@ -6,21 +6,26 @@ import importlib.util
 import logging
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from edgefleet_cloud import durable
 from edgefleet_cloud.broker import mosquitto
-from edgefleet_cloud.broker.probe import accepts, free_port
+from edgefleet_cloud.broker.acl import EMBEDDED_MANAGERS
+from edgefleet_cloud.broker.credentials import Credentials
+from edgefleet_cloud.broker.mosquitto import MtlsPaths
+from edgefleet_cloud.broker.probe import Address, Answer, client_context, connect, free_port
 from edgefleet_shared.errors import UnavailableError
 
 Kind = Literal["auto", "mosquitto", "amqtt"]
-HOST = "127.0.0.1"
+LOOPBACK = "127.0.0.1"
 READY_S = 20.0
 STOP_S = 5.0
 BACKOFF_S = (0.2, 10.0)
@@ -29,40 +34,58 @@ PORT_FILE = "port"
 log = logging.getLogger(__name__)
 
 
+class Tls(NamedTuple):
+    """Whom the broker believes: credentials written already, and the newest revocation lists."""
+
+    credentials: Credentials
+    lists: Path
+
+
 class EmbeddedBroker:
     """mosquitto if this machine has it, else amqtt, in a child process.
 
     Args:
         kind: Which one; `auto` prefers mosquitto.
         data: Folder for its configuration, log and persistence; made if absent.
-        port: TCP port on 127.0.0.1; 0 for the one it had before, at first a free one. Enrolled
-            devices keep the address that they were told.
+        port: TCP port; 0 for the one it had before, at first a free one. Enrolled devices keep the
+            address that they were told.
+        host: Address to listen on.
+        tls: For mutual TLS; None: a broker that believes everybody, on loopback only.
 
     Raises:
         UnavailableError: Code `broker_missing`: the one asked for is not installed.
     """
 
-    def __init__(self, kind: Kind, data: Path, port: int = 0) -> None:
-        self._data = data
-        self._port = port or _port_before(data) or free_port(HOST)
+    def __init__(
+        self,
+        kind: Kind,
+        data: Path,
+        port: int = 0,
+        host: str = LOOPBACK,
+        tls: Tls | None = None,
+    ) -> None:
+        self._data, self._tls = data, tls
+        port = port or _port_before(data) or free_port(LOOPBACK)
+        self._listen = Address(host, port)
         path = mosquitto.executable()
         if kind == "auto":
             kind = "mosquitto" if path else "amqtt"
         self._kind = kind
+        where = f"{_shown(host)}:{port}"
         if kind == "mosquitto" and path:
-            self._about = f"mosquitto {mosquitto.version(path)} on {HOST}:{self._port}"
+            self._about = f"mosquitto {mosquitto.version(path)} on {where}"
             self._command = [
                 sys.executable, "-m", "edgefleet_cloud.broker.tether", str(os.getpid()),
                 path, "-c", str(data / "mosquitto.conf"),
             ]  # fmt: skip
         elif kind == "amqtt" and importlib.util.find_spec("amqtt"):
             self._about = (
-                f"amqtt {version('amqtt')} on {HOST}:{self._port} "
+                f"amqtt {version('amqtt')} on {where} "
                 "(pure-Python broker: fine up to a few hundred devices)"
             )
             self._command = [
                 sys.executable, "-m", "edgefleet_cloud.broker.amqtt_child",
-                str(os.getpid()), str(self._port),
+                str(os.getpid()), where, *self._amqtt_files(),
             ]  # fmt: skip
         else:
             raise _missing(kind)
@@ -79,8 +102,14 @@ class EmbeddedBroker:
 
     @property
     def url(self) -> str:
-        """Return where clients connect."""
-        return f"mqtt://{HOST}:{self._port}"
+        """Return where clients on this machine connect."""
+        host, port = self.address
+        return f"{'mqtts' if self._tls else 'mqtt'}://{_shown(host)}:{port}"
+
+    @property
+    def address(self) -> Address:
+        """Return host and port for clients on this machine."""
+        return _local(self._listen)
 
     @property
     def pid(self) -> int | None:
@@ -99,22 +128,57 @@ class EmbeddedBroker:
         """
         self._data.mkdir(parents=True, exist_ok=True)
         if self._kind == "mosquitto":
-            text = mosquitto.loopback_config(self._port, self._data)
-            (self._data / "mosquitto.conf").write_text(text)
+            self._configure_mosquitto()
         # One thread starts and watches: the kernel ends the child with the thread that made it.
         self._thread = threading.Thread(target=self._watch, name="broker", daemon=True)
         self._thread.start()
         self._up.wait(READY_S + STOP_S)
         if self._failure:
             raise self._failure
-        durable.write(self._data / PORT_FILE, f"{self._port}\n".encode())
+        durable.write(self._data / PORT_FILE, f"{self._listen.port}\n".encode())
         log.info("%s", self)
+
+    def reload(self) -> None:
+        """Have it read its certificate and the revocation lists again, keeping connections."""
+        if pid := self.pid:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGHUP)
+
+    def restart(self) -> None:
+        """Start it anew: mosquitto reads its authorities only then. What is retained stays.
+
+        amqtt reads them on `reload`, and would lose what is retained.
+        """
+        child = self._child
+        if child is not None and self._kind == "mosquitto":
+            child.terminate()
+        else:
+            self.reload()
 
     def stop(self) -> None:
         """End the broker; safe to call twice."""
         self._stopping.set()
         if self._thread:
             self._thread.join(STOP_S * 2)
+
+    def _configure_mosquitto(self) -> None:
+        text = mosquitto.plain_config(self._listen.port, self._data)
+        if self._tls:
+            known = self._tls.credentials
+            acl = self._data / "acl.txt"
+            acl.write_text(mosquitto.acl(EMBEDDED_MANAGERS))
+            pair = str(known.server)
+            paths = MtlsPaths(
+                str(known.authorities), pair, pair, str(self._tls.lists), str(acl), str(self._data)
+            )
+            text = mosquitto.embedded_config(paths, *self._listen)
+        (self._data / "mosquitto.conf").write_text(text)
+
+    def _amqtt_files(self) -> list[str]:
+        if self._tls is None:
+            return []
+        known = self._tls.credentials
+        return [str(known.authorities), str(known.server), str(self._tls.lists)]
 
     def _watch(self) -> None:
         delay = BACKOFF_S[0]
@@ -154,8 +218,12 @@ class EmbeddedBroker:
 
     def _wait_ready(self, child: subprocess.Popen[bytes]) -> bool:
         deadline = time.monotonic() + READY_S
+        context = None
+        if self._tls:
+            known = self._tls.credentials
+            context = client_context(known.authorities.read_text(), known.probe)
         while time.monotonic() < deadline and child.poll() is None:
-            if accepts(HOST, self._port):
+            if connect(self.address, context) is Answer.TAKEN:
                 return True
             if self._stopping.wait(0.03):
                 break
@@ -169,6 +237,17 @@ class EmbeddedBroker:
             hint=f"It said: {said[-1] if said else 'nothing'} (all of it: "
             f"{self._data / 'broker.log'}).",
         )
+
+
+def _local(listen: Address) -> Address:
+    """Return an address of this machine for one to listen on."""
+    everywhere = {"0.0.0.0": LOOPBACK, "::": "::1"}  # noqa: S104 - not bound here
+    return Address(everywhere.get(listen.host, listen.host), listen.port)
+
+
+def _shown(host: str) -> str:
+    """Return a host as a URL shows it."""
+    return f"[{host}]" if ":" in host else host
 
 
 def _port_before(data: Path) -> int | None:

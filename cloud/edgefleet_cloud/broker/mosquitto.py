@@ -10,11 +10,8 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
+from edgefleet_cloud.broker.acl import managers
 from edgefleet_shared import topics
-
-MANAGER = "fleet-manager"
-"""Common name of the fleet manager's certificate; further processes are `fleet-manager-2` and on,
-because one certificate is one MQTT client."""
 
 # The default queue of 1000 messages silently drops what an offline consumer has not taken.
 _LIMITS = """\
@@ -28,12 +25,12 @@ persistent_client_expiration 14d
 
 
 class MtlsPaths(NamedTuple):
-    """Where a broker with mutual TLS finds its files. An empty `crl`: no revocation list."""
+    """Where a broker with mutual TLS finds its files."""
 
     ca: str = "/etc/edgefleet/broker/ca.crt"
     cert: str = "/etc/edgefleet/broker/server.crt"
     key: str = "/etc/edgefleet/broker/server.key"
-    crl: str = ""
+    crl: str = "/etc/edgefleet/broker/crl.pem"
     acl: str = "/etc/edgefleet/broker/acl.txt"
     data: str = "/var/lib/mosquitto"
 
@@ -56,23 +53,38 @@ def version(path: str) -> str:
     return found.group(1) if found else "unknown"
 
 
-def loopback_config(port: int, data: Path) -> str:
-    """Return the embedded broker's configuration: this machine only, nobody else may connect.
+def plain_config(port: int, data: Path) -> str:
+    """Return the configuration of a broker without TLS: this machine only, which it believes.
 
     Args:
         port: TCP port on 127.0.0.1.
         data: Folder of its persistence file; it must exist.
     """
-    # As root, mosquitto would become a user who cannot write here.
-    user = f"user {pwd.getpwuid(0).pw_name}\n" if os.geteuid() == 0 else ""
     return f"""\
 # Written by edgefleet-cloud at each start; edit cloud.toml instead.
 listener {port} 127.0.0.1
 allow_anonymous true
-{user}persistence true
+{_as_ourselves()}persistence true
 persistence_location {data}/
 autosave_interval 30
 log_dest stderr
+log_type error
+log_type warning
+{_LIMITS}"""
+
+
+def embedded_config(paths: MtlsPaths, host: str, port: int) -> str:
+    """Return the embedded broker's configuration, with mutual TLS.
+
+    Args:
+        paths: Where its files lie.
+        host: Address to listen on.
+        port: TCP port.
+    """
+    return f"""\
+# Written by edgefleet-cloud at each start; edit cloud.toml instead.
+listener {port} {host}
+{_rules(paths)}{_as_ourselves()}log_dest stderr
 log_type error
 log_type warning
 {_LIMITS}"""
@@ -85,18 +97,33 @@ def mtls_config(paths: MtlsPaths = STANDARD_PATHS, port: int = 8883) -> str:
         paths: Where its files lie.
         port: TCP port on all interfaces.
     """
-    crl = (
-        f"crlfile {paths.crl}\n"
-        if paths.crl
-        else "# crlfile /etc/edgefleet/broker/crl.pem    (kill -HUP reads it again)\n"
-    )
     return f"""\
 # Printed by: edgefleet-cloud broker-config --kind mosquitto --mtls
 listener {port}
+{_rules(paths)}{_LIMITS}"""
+
+
+def acl(count: int = 1) -> str:
+    """Return the access list: a device reaches its own topics, the fleet manager all.
+
+    Args:
+        count: How many fleet-manager certificates there are.
+    """
+    lines = ["# Printed by: edgefleet-cloud broker-config --kind mosquitto --mtls --acl"]
+    for name in managers(count):
+        lines += [f"user {name}", f"topic readwrite {topics.ROOT}/#", ""]
+    lines += [f"pattern {access} {pattern}" for access, pattern in topics.acl_patterns()]
+    return "\n".join(lines) + "\n"
+
+
+def _rules(paths: MtlsPaths) -> str:
+    return f"""\
 cafile {paths.ca}
 certfile {paths.cert}
 keyfile {paths.key}
-{crl}require_certificate true
+# kill -HUP reads it again. Once it has expired nobody gets in: the fleet manager renews it daily.
+crlfile {paths.crl}
+require_certificate true
 # The certificate's common name is the user, and the user is the client id: without the second line
 # one device's certificate could take another device's session.
 use_identity_as_username true
@@ -106,18 +133,9 @@ acl_file {paths.acl}
 persistence true
 persistence_location {paths.data}/
 autosave_interval 30
-{_LIMITS}"""
+"""
 
 
-def acl(managers: int = 1) -> str:
-    """Return the access list: a device reaches its own topics, the fleet manager all.
-
-    Args:
-        managers: How many fleet-manager certificates there are.
-    """
-    lines = ["# Printed by: edgefleet-cloud broker-config --kind mosquitto --mtls --acl"]
-    for number in range(1, managers + 1):
-        name = MANAGER if number == 1 else f"{MANAGER}-{number}"
-        lines += [f"user {name}", f"topic readwrite {topics.ROOT}/#", ""]
-    lines += [f"pattern {access} {pattern}" for access, pattern in topics.acl_patterns()]
-    return "\n".join(lines) + "\n"
+def _as_ourselves() -> str:
+    """As root, mosquitto would become a user who cannot write, or read a key, where we can."""
+    return f"user {pwd.getpwuid(0).pw_name}\n" if os.geteuid() == 0 else ""

@@ -26,7 +26,7 @@ from gmqtt.storage import PersistentStorage
 from edgefleet_cloud.ports import Handler
 from edgefleet_cloud.transports.outgoing import Outgoing
 from edgefleet_shared import topics
-from edgefleet_shared.errors import InvalidInputError, UnavailableError
+from edgefleet_shared.errors import EdgeFleetError, InvalidInputError, UnavailableError
 
 CONNECT_S = 5.0
 KEEPALIVE_S = 30
@@ -83,7 +83,8 @@ class MqttTransport:
 
     def __init__(self, settings: MqttSettings) -> None:
         self._settings = settings
-        self._host, self._port, self._tls = _endpoint(settings)
+        self._host, self._port, self._secure = _endpoint(settings)
+        self._context()  # at the start, so that whoever configured it hears of it
         self._outgoing = Outgoing()
         self._connected = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -145,7 +146,7 @@ class MqttTransport:
             began = time.monotonic()
             try:
                 await self._session()
-            except (OSError, TimeoutError, MQTTConnectError, UnavailableError) as error:
+            except (OSError, TimeoutError, MQTTConnectError, EdgeFleetError) as error:
                 log.warning("MQTT broker %s: %s", self._settings.url, error or repr(error))
             finally:
                 self._connected.clear()
@@ -163,11 +164,16 @@ class MqttTransport:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), seconds)
 
+    def _context(self) -> ssl.SSLContext | None:
+        """Return TLS with the files as they are now: they are renewed while we run."""
+        return _tls(self._settings) if self._secure else None
+
     async def _session(self) -> None:
         """Connect, subscribe, and publish until the connection is lost or we stop."""
+        context = self._context()
         link = _Link(self)
         try:
-            await link.open(self._host, self._port, self._tls, self._version)
+            await link.open(self._host, self._port, context, self._version)
         except UnavailableError:
             # amqtt and other 3.1.1 brokers drop an MQTT 5 CONNECT without a word.
             if self._settings.mqtt5:
@@ -317,7 +323,7 @@ class _Link:
             self._granted.set_result(granted[0] if granted else 128)
 
 
-def _endpoint(settings: MqttSettings) -> tuple[str, int, ssl.SSLContext | None]:
+def _endpoint(settings: MqttSettings) -> tuple[str, int, bool]:
     parts = urlsplit(settings.url)
     if parts.scheme not in {"mqtt", "mqtts"} or not parts.hostname:
         raise InvalidInputError(
@@ -325,8 +331,11 @@ def _endpoint(settings: MqttSettings) -> tuple[str, int, ssl.SSLContext | None]:
             code="broker_url",
             hint="Write mqtt://host:1883 or mqtts://host:8883.",
         )
-    if parts.scheme == "mqtt":
-        return parts.hostname, parts.port or 1883, None
+    secure = parts.scheme == "mqtts"
+    return parts.hostname, parts.port or (8883 if secure else 1883), secure
+
+
+def _tls(settings: MqttSettings) -> ssl.SSLContext:
     for path in filter(None, (settings.ca, settings.cert, settings.key)):
         if not Path(path).is_file():
             raise InvalidInputError(f"The broker's TLS file {path} is missing.", code="broker_tls")
@@ -334,8 +343,8 @@ def _endpoint(settings: MqttSettings) -> tuple[str, int, ssl.SSLContext | None]:
         context = ssl.create_default_context(cafile=settings.ca or None)
         if settings.cert:
             context.load_cert_chain(settings.cert, settings.key or None)
-    except (OSError, ssl.SSLError) as error:
+    except OSError as error:  # ssl.SSLError is one
         raise InvalidInputError(
             f"The TLS files for the broker cannot be used: {error}.", code="broker_tls"
         ) from error
-    return parts.hostname, parts.port or 8883, context
+    return context
