@@ -15,7 +15,7 @@ from typing import Any
 import paho.mqtt.client as paho
 import pytest
 
-from edgefleet_agent.transports.mqtt import Tls as AgentTls
+from edgefleet_agent.tls import Tls as AgentTls
 from edgefleet_cloud import migrations
 from edgefleet_cloud.authority.issuing import DeviceCa
 from edgefleet_cloud.authority.service import Certificates

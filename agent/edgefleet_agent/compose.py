@@ -28,9 +28,10 @@ from edgefleet_agent.ports import Accelerator, Clock, Transport
 from edgefleet_agent.status import StatusFile
 from edgefleet_agent.store import Store
 from edgefleet_agent.telemetry import Telemetry
+from edgefleet_agent.tls import Tls
 from edgefleet_agent.together import Together
 from edgefleet_agent.toolbox import Toolbox
-from edgefleet_agent.transports.mqtt import MqttTransport, Tls
+from edgefleet_agent.transports.mqtt import MqttTransport
 from edgefleet_agent.trust.acceptance import Acceptance
 from edgefleet_shared.errors import EdgeFleetError, InvalidInputError, UnavailableError
 from edgefleet_shared.identifiers import new_id

@@ -11,6 +11,7 @@ from edgefleet_cloud.audit import endpoints as audit
 from edgefleet_cloud.auth import endpoints as tokens
 from edgefleet_cloud.auth.guards import anyone, authenticate
 from edgefleet_cloud.blobs import endpoints as uploads
+from edgefleet_cloud.broker import endpoints as broker
 from edgefleet_cloud.config import Limits
 from edgefleet_cloud.database import Database
 from edgefleet_cloud.devices import endpoints as devices
@@ -45,7 +46,12 @@ GUARDED: tuple[APIRouter, ...] = (
     tokens.router,
 )
 # These authorise their callers themselves.
-OPEN: tuple[APIRouter, ...] = (enrollments.router, enrollments.renewals, uploads.blob_router)
+OPEN: tuple[APIRouter, ...] = (
+    enrollments.router,
+    enrollments.renewals,
+    uploads.blob_router,
+    broker.router,
+)
 
 health = APIRouter(tags=["health"])
 

@@ -65,7 +65,7 @@ def presence(device: str) -> str:
 
 def retained(device: str) -> tuple[str, ...]:
     """Every topic of a device on which a broker keeps the newest message."""
-    return desired(device), reported(device), presence(device)
+    return desired(device), renew(device), reported(device), presence(device)
 
 
 def all_up() -> str:

@@ -12,7 +12,14 @@ from edgefleet_cloud.auth.roles import EVERY, PERMISSIONS, Role, grants
 from tests.cloud.access_world import caller, routes
 
 ROUTES = routes()
-OPEN = {"/healthz", "/readyz", "/v1/enrollments", "/v1/renewals"}
+OPEN = {
+    "/healthz",
+    "/readyz",
+    "/v1/enrollments",
+    "/v1/renewals",
+    "/v1/authority/certificates",
+    "/v1/authority/crl",
+}
 
 
 def test_every_route_is_walked():

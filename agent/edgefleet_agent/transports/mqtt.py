@@ -12,8 +12,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 import paho.mqtt.client as paho
@@ -21,6 +20,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from edgefleet_agent.ports import TransportEvents
+from edgefleet_agent.tls import Tls
 from edgefleet_shared import strict_json, topics
 from edgefleet_shared.errors import InvalidInputError
 from edgefleet_shared.messages import Get, Presence
@@ -37,53 +37,6 @@ _ALERT = "_ALERT_"  # in every name that OpenSSL has for what the other side sai
 WRONG_PROTOCOL = {1, 132}  # CONNACK: MQTT 3.1.1's and MQTT 5's word for it
 
 Done = Callable[[bool], None]
-
-
-class Tls(NamedTuple):
-    """Files for `mqtts://`: CA of the broker, our certificate and key."""
-
-    ca: Path
-    certificate: Path
-    key: Path
-
-    def context(self) -> ssl.SSLContext:
-        """Return TLS with the files as they are now.
-
-        Raises:
-            OSError: One is missing or cannot be used.
-        """
-        made = ssl.create_default_context(cafile=str(self.ca))
-        made.load_cert_chain(self.certificate, self.key)
-        made.sslsocket_class = _Socket
-        return made
-
-
-class _Socket(ssl.SSLSocket):
-    """Says that TLS broke in the words that paho 1.6.1 understands: others kill its thread."""
-
-    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
-        try:
-            return super().recv(buflen, flags)
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            raise
-        except ssl.SSLError as error:
-            raise ConnectionResetError(str(error)) from error
-
-    def send(self, data: Any, flags: int = 0) -> int:
-        try:
-            return super().send(data, flags)
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            raise
-        except ssl.SSLError as error:
-            raise ConnectionResetError(str(error)) from error
-
-    def do_handshake(self, block: bool = False) -> None:
-        """Close what could not shake hands; paho leaves it to the garbage collector."""
-        try:
-            super().do_handshake(block)
-        except OSError:
-            self.close()
-            raise
 
 
 class MqttTransport:

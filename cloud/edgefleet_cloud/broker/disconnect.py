@@ -96,10 +96,11 @@ class Disconnections:
 
     def pending(self) -> Mapping[str, str]:
         """Return which devices are still to be disconnected, and since when."""
+        now = format_time(self._clock())
         with self._lock:
-            asked = dict.fromkeys(self._asked, format_time(self._clock()))
+            asked = dict.fromkeys(self._asked, now)
         with self._parts.database.read() as session:
-            return {**asked, **repository.pending(session)}
+            return {**asked, **repository.pending(session, now)}
 
     def _run(self) -> None:
         while not self._over:

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sqlalchemy import func, select
+from sqlalchemy import case, func, select
 from sqlmodel import Session, col
 
 from edgefleet_cloud.authority.tables import CertificateRow
 from edgefleet_cloud.broker.tables import DisconnectionRow
 
 
-def pending(session: Session) -> Mapping[str, str]:
+def pending(session: Session, now: str) -> Mapping[str, str]:
     """Return the revoked devices that the broker may still hold, with the time of revocation.
 
     A device that has a certificate that counts was enrolled or renewed since: its new connection
     has ended the old one, and must itself not be ended.
     """
-    newest = func.max(col(CertificateRow.revoked)).label("newest")
+    row = CertificateRow
+    newest = func.max(col(row.revoked)).label("newest")
+    counts = func.sum(case((col(row.revoked) <= now, 0), else_=1))
     revoked = (
-        select(col(CertificateRow.device), newest)
-        .group_by(col(CertificateRow.device))
-        .having(func.count() == func.count(col(CertificateRow.revoked)))
+        select(col(row.device), newest)
+        .group_by(col(row.device))
+        .having(counts == 0)
         .subquery()
     )
     done = DisconnectionRow

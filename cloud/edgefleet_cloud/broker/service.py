@@ -17,6 +17,7 @@ from edgefleet_cloud.broker.probe import Address
 from edgefleet_cloud.broker.revocations import LIST, Places, RevocationLists
 from edgefleet_cloud.config import Config
 from edgefleet_cloud.database import Database
+from edgefleet_cloud.errors import NotFoundError
 from edgefleet_cloud.ports import Clock, EventSink, system_clock
 
 EXTERNAL = "external"
@@ -49,6 +50,7 @@ class BrokerService:
         clock: Clock = system_clock,
     ) -> None:
         self._settings = settings
+        self._ca = ca
         self._broker = settings.broker
         folder = settings.data / "broker"
         own = not self._broker.url
@@ -101,6 +103,28 @@ class BrokerService:
     def authorities(self) -> str:
         """Return the PEM file of the authorities whose broker the fleet manager believes."""
         return self._broker.ca or str(self.credentials.authorities)
+
+    def bundle(self) -> bytes:
+        """Return the certificates of the authorities that are trusted, PEM.
+
+        Raises:
+            UnavailableError: They cannot be read (code `device_ca`).
+        """
+        return self._ca().pem.encode()
+
+    def revocation_lists(self) -> bytes:
+        """Return the newest revocation lists, PEM.
+
+        Raises:
+            NotFoundError: There are none: the broker is configured without TLS.
+        """
+        path = self._lists.path
+        if not self._secure or not path.exists():
+            raise NotFoundError(
+                "There are no revocation lists.",
+                hint="They are written for a broker with TLS, once the fleet manager has started.",
+            )
+        return path.read_bytes()
 
     def address(self) -> Address:
         """Return host and port of the broker."""
