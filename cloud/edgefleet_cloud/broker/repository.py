@@ -21,10 +21,7 @@ def pending(session: Session, now: str) -> Mapping[str, str]:
     newest = func.max(col(row.revoked)).label("newest")
     counts = func.sum(case((col(row.revoked) <= now, 0), else_=1))
     revoked = (
-        select(col(row.device), newest)
-        .group_by(col(row.device))
-        .having(counts == 0)
-        .subquery()
+        select(col(row.device), newest).group_by(col(row.device)).having(counts == 0).subquery()
     )
     done = DisconnectionRow
     query = (
