@@ -130,7 +130,9 @@ def compose(config: Config) -> Program:
         Uplink(steering.transport, ingest, steering.announcer, database, asking.remind),
         disconnections,
         Periodic("renewal of the broker's certificates", KEEP_S, broker.keep),
-        Periodic("look at the authorities", LOOK_S, _authorities(config, certificates, broker).look),
+        Periodic(
+            "look at the authorities", LOOK_S, _authorities(config, certificates, broker).look
+        ),
         Periodic("asking for renewals", SWEEP_S, asking.sweep),
         steering.controller,
     ]

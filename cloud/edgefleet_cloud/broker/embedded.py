@@ -90,7 +90,7 @@ class EmbeddedBroker:
         else:
             raise _missing(kind)
         self._stopping = threading.Event()
-        self._up = threading.Event()
+        self._up, self._ready = threading.Event(), threading.Event()
         self._failure: UnavailableError | None = None
         self._child: subprocess.Popen[bytes] | None = None
         self._thread: threading.Thread | None = None
@@ -145,13 +145,15 @@ class EmbeddedBroker:
                 os.kill(pid, signal.SIGHUP)
 
     def restart(self) -> None:
-        """Start it anew: mosquitto reads its authorities only then. What is retained stays.
+        """Start it anew and wait for it: mosquitto reads its authorities only then.
 
-        amqtt reads them on `reload`, and would lose what is retained.
+        What is retained stays. amqtt reads them on `reload`, and would lose what is retained.
         """
         child = self._child
         if child is not None and self._kind == "mosquitto":
+            self._ready.clear()
             child.terminate()
+            self._ready.wait(READY_S)
         else:
             self.reload()
 
@@ -209,6 +211,7 @@ class EmbeddedBroker:
                 self._failure = self._not_ready()
                 return
             self._up.set()
+            self._ready.set()
             while child.poll() is None and not self._stopping.wait(0.1):
                 pass
         finally:
