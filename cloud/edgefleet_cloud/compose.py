@@ -129,10 +129,7 @@ def compose(config: Config) -> Program:
         broker,
         Uplink(steering.transport, ingest, steering.announcer, database, asking.remind),
         disconnections,
-        Periodic("renewal of the broker's certificates", KEEP_S, broker.keep),
-        Periodic(
-            "look at the authorities", LOOK_S, _authorities(config, certificates, broker).look
-        ),
+        *_at_the_broker(config, certificates, broker),
         Periodic("asking for renewals", SWEEP_S, asking.sweep),
         steering.controller,
     ]
@@ -163,10 +160,15 @@ def _certificates(config: Config, disconnector: Disconnector) -> Certificates:
     return Certificates(config.fleet, ca, disconnector)
 
 
-def _authorities(
+def _at_the_broker(
     config: Config, certificates: Certificates, broker: BrokerService
-) -> AuthorityWatch:
-    return AuthorityWatch(certificates.ca, config.keys, broker.keep)
+) -> Sequence[BackgroundService]:
+    """Return what keeps the broker's certificates and revocation lists as they must be."""
+    watch = AuthorityWatch(certificates.ca, config.keys, broker.keep)
+    return (
+        Periodic("renewal of the broker's certificates", KEEP_S, broker.keep),
+        Periodic("look at the authorities", LOOK_S, watch.look),
+    )
 
 
 def _renewals(
