@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+from msgspec import structs
+
+from edgefleet_provisioning import licenses
 from edgefleet_provisioning.errors import LintError
 from edgefleet_provisioning.lint import LintReport
 from edgefleet_provisioning.lint_operators import MIN_RUNTIME
@@ -32,13 +36,19 @@ from edgefleet_shared.times import format_time
 
 MODEL_PATH, GOLDEN_PATH, LABELS_PATH = "model.onnx", "golden.safetensors", "labels.txt"
 MEGABYTE = 2**20
+MAX_SOURCE = 500  # characters
 LABELS_IN_MANIFEST = 16 * 1024  # bytes; more labels are in their file alone
-SPDX = re.compile(r"[A-Za-z0-9.+()-]+(?: (?:AND|OR|WITH) [A-Za-z0-9.+()-]+)*")
 HARDWARE = re.compile(r"\*|[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
 class Description(NamedTuple):
-    """What the publisher says about a version; None where the model itself decides."""
+    """What the publisher says about a version; None where the model itself decides.
+
+    Attributes:
+        license: SPDX expression of the model and its weights; '' where nobody says.
+        file_licenses: Of files that have another, by their path in the package.
+        source: Where the model comes from, for people: a commit, a run, a URL.
+    """
 
     name: str
     version: str
@@ -48,6 +58,8 @@ class Description(NamedTuple):
     memory_mb: int | None = None
     load_s: int = 60
     labels: Sequence[str] = ()
+    file_licenses: Mapping[str, str] = {}
+    source: str = ""
 
 
 class Blob(NamedTuple):
@@ -72,11 +84,11 @@ def check(about: Description) -> None:
     """
     check_name(about.name, "model")
     check_version(about.version)
-    if about.license and not SPDX.fullmatch(about.license):
+    for expression in (about.license, *about.file_licenses.values()):
+        licenses.check(expression)
+    if len(about.source) > MAX_SOURCE or not about.source.isprintable():
         raise InvalidInputError(
-            f"{about.license[:80]!r} is not an SPDX licence expression.",
-            code="invalid_license",
-            hint="For example Apache-2.0, or MIT OR BSD-3-Clause.",
+            f"--source is one line of at most {MAX_SOURCE} characters.", code="usage"
         )
     for hardware in about.hardware:
         if not HARDWARE.fullmatch(hardware):
@@ -126,7 +138,8 @@ def blobs(report: LintReport, folder: Path, about: Description, golden: bytes) -
     Raises:
         LintError: An external data file is named like another file of the package.
     """
-    found = [_blob(MODEL_PATH, "onnx", report.data, about.license)]
+    spdx = licenses.check(about.license)
+    found = [_blob(MODEL_PATH, "onnx", report.data, spdx)]
     for location in report.external:
         if location.lower() in {MODEL_PATH, GOLDEN_PATH, LABELS_PATH}:
             raise LintError(
@@ -135,14 +148,14 @@ def blobs(report: LintReport, folder: Path, about: Description, golden: bytes) -
                 hint="Save the external data under another name, for example weights.bin.",
             )
         digest, size = hash_file(folder / location)
-        entry = FileEntry(location, digest, size, "onnx_external", license=about.license)
+        entry = FileEntry(location, digest, size, "onnx_external", license=spdx)
         found.append(Blob(entry, folder / location))
     if golden:
         found.append(_blob(GOLDEN_PATH, "golden", golden, ""))
     if about.labels:
         text = "".join(f"{label}\n" for label in about.labels).encode()
         found.append(_blob(LABELS_PATH, "labels", text, "", "text/plain"))
-    return found
+    return _licensed(found, about.file_licenses)
 
 
 def manifest(
@@ -184,7 +197,6 @@ def manifest(
         ),
         golden=Golden(GOLDEN_PATH, cases) if cases else None,
     )
-    producer = f"{report.model.producer_name} {report.model.producer_version}".strip()
     return Manifest(
         schema=1,
         name=about.name,
@@ -193,11 +205,11 @@ def manifest(
         security_floor=counters.floor,
         created=format_time(now),
         variants=[variant],
-        license=about.license,
+        license=licenses.check(about.license),
         description=about.description,
         labels=list(about.labels) if small else [],
         reference=list(reference),
-        provenance={"producer": producer[:200]} if producer else {},
+        provenance=_provenance(report, about),
     )
 
 
@@ -209,6 +221,40 @@ def hash_file(path: Path) -> tuple[str, int]:
             digest.update(part)
             size += len(part)
     return f"sha256:{digest.hexdigest()}", size
+
+
+def tools() -> str:
+    """Return the programs that make a package, with their versions, as `name version; ...`."""
+    names = ("edgefleet", "numpy", "onnx", "onnxruntime")
+    return "; ".join(f"{name} {version(name)}" for name in names)
+
+
+def _provenance(report: LintReport, about: Description) -> dict[str, str]:
+    producer = f"{report.model.producer_name} {report.model.producer_version}".strip()
+    said = {"producer": producer[:200], "source": about.source, "tools": tools()}
+    return {key: value for key, value in said.items() if value}
+
+
+def _licensed(found: list[Blob], by_path: Mapping[str, str]) -> list[Blob]:
+    """Return files with the licences that they have of their own.
+
+    Raises:
+        InvalidInputError: A licence is for a file that is not there.
+    """
+    paths = [blob.entry.path for blob in found]
+    if foreign := sorted(set(by_path) - set(paths)):
+        raise InvalidInputError(
+            f"A licence is given for {foreign[0][:80]!r}, which the package does not have.",
+            code="invalid_license",
+            hint=f"Its files are {', '.join(paths)}.",
+        )
+    own = {path: licenses.check(expression) for path, expression in by_path.items()}
+    return [
+        blob._replace(entry=structs.replace(blob.entry, license=own[blob.entry.path]))
+        if blob.entry.path in own
+        else blob
+        for blob in found
+    ]
 
 
 def _blob(

@@ -8,6 +8,7 @@ from datetime import datetime
 from functools import partial
 from typing import NamedTuple
 
+from msgspec import structs
 from securesystemslib.signer import Signer
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, TargetFile, Targets
@@ -90,9 +91,12 @@ def find_published(api: Api, catalog: Catalog, draft: Draft, floor: int | None) 
     _check_signed(target, data, f"{name} {version}")
     old = decode_manifest(data)
     place = Counters(old.release_counter, old.security_floor)
-    if encode_manifest(draft.manifest(place, parse_time(old.created))) == data and (
-        floor is None or floor == old.security_floor
-    ):
+    mine = draft.manifest(place, parse_time(old.created))
+    # Other versions of the tools make the same package: what counts is the files.
+    made_by = {key: old.provenance[key] for key in ("tools",) if key in old.provenance}
+    others = {key: value for key, value in mine.provenance.items() if key != "tools"}
+    mine = structs.replace(mine, provenance={**others, **made_by})
+    if encode_manifest(mine) == data and (floor is None or floor == old.security_floor):
         return Release(old, data, b"")
     raise InvalidInputError(
         f"{name} {version} is published already with {_difference(old, draft)}.",

@@ -136,3 +136,22 @@ def moment(text: str | None) -> str:
             error.message, code="invalid_time", hint="Write 2026-01-31T12:00:00Z."
         ) from error
     return text
+
+
+def file_licenses(pairs: list[str]) -> dict[str, str]:
+    """Return licences by file, as `PATH=SPDX` was typed.
+
+    Raises:
+        InvalidInputError: A pair is none.
+    """
+    found = {}
+    for pair in pairs:
+        path, equals, expression = pair.partition("=")
+        if not path or not equals or not expression:
+            raise InvalidInputError(
+                f"{pair[:80]!r} is not PATH=SPDX.",
+                code="usage",
+                hint="For example --file-license labels.txt=CC0-1.0",
+            )
+        found[path] = expression
+    return found

@@ -9,14 +9,18 @@ import typer
 
 from edgefleet_provisioning.api import segment
 from edgefleet_provisioning.commands import completion
-from edgefleet_provisioning.commands.provenance import provenance
+from edgefleet_provisioning.commands.provenance import provenance, sbom
 from edgefleet_provisioning.commands.publish import publish
 from edgefleet_provisioning.commands.session import JsonOption, Session, reading
+from edgefleet_provisioning.licenses import NOASSERTION
 from edgefleet_provisioning.output import Output
+from edgefleet_provisioning.sbom import files_of
+from edgefleet_shared.package import decode_manifest
 
 app = typer.Typer(help="Lint, publish and look at models.", no_args_is_help=True)
 app.command("publish")(publish)
 app.command("provenance")(provenance)
+app.command("sbom")(sbom)
 
 
 @app.command("lint")
@@ -85,17 +89,30 @@ def show(
         return
     path = f"{path}/versions/{segment(version)}"
     found = session.api.get(path)
+    manifest = decode_manifest(session.api.raw(f"{path}/manifest"))
+    files = files_of(manifest)
     devices = session.api.items(f"{path}/devices", at=at or "")
     names = ", ".join(_device_name(d) for d in devices)
     session.output.details(
-        {**found, "devices": devices},
-        [*((k, v) for k, v in found.items() if k != "variants"), ("devices", names)],
+        {**found, "files": files, "made_with": manifest.provenance, "devices": devices},
+        [
+            *((k, v) for k, v in found.items() if k != "variants"),
+            ("license", manifest.license or NOASSERTION),
+            *manifest.provenance.items(),
+            *((f"file {f['path']}", _file(f)) for f in files),
+            ("devices", names),
+        ],
     )
 
 
 def _version_row(version: dict[str, Any]) -> tuple[object, ...]:
     keys = ("version", "manifest", "size", "release_counter", "security_floor", "created")
     return tuple(version.get(key) for key in keys)
+
+
+def _file(file: dict[str, Any]) -> str:
+    source = f", {file['source']}" if file["source"] else ""
+    return f"{file['role']}, {file['size']} bytes, {file['license']}{source}, {file['digest']}"
 
 
 def _device_name(device: Any) -> str:

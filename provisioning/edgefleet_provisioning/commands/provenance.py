@@ -1,7 +1,8 @@
-"""`edgefleet model provenance`: a version's signature bundle, checked, and what verifies it."""
+"""`edgefleet model provenance` and `sbom`: who vouches for a version's files, and what they are."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,8 +13,9 @@ from edgefleet_provisioning.api import Api, segment
 from edgefleet_provisioning.catalog import Catalog
 from edgefleet_provisioning.commands import completion
 from edgefleet_provisioning.commands.session import Session, reading
-from edgefleet_provisioning.durable import Content, write_tree
+from edgefleet_provisioning.durable import Content, write_file, write_tree
 from edgefleet_provisioning.errors import NotFoundError
+from edgefleet_provisioning.sbom import cyclonedx
 from edgefleet_provisioning.settings import need_folder
 from edgefleet_shared import provenance as signing
 from edgefleet_shared.errors import InvalidInputError, TrustError
@@ -70,6 +72,32 @@ def provenance(
         f"{said}\nTo verify it by others' code:\n"
         f"  model_signing verify key {output}/package --signature {output}/model.sig"
         f" --public_key {output}/publisher.pem",
+    )
+
+
+@reading
+def sbom(
+    session: Session,
+    model: Annotated[str, typer.Argument(autocompletion=completion.models)],
+    version: Annotated[str, typer.Argument(autocompletion=completion.versions)],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write it here instead of printing it.")
+    ] = None,
+) -> None:
+    """Export what a version is made of, files and licences, as CycloneDX 1.6 JSON."""
+    folder = need_folder(session.fleet)
+    catalog = Catalog(session.api, folder.root(), folder.trust_cache)
+    path = f"/v1/models/{segment(model)}/versions/{segment(version)}"
+    data = _signed_manifest(session.api, catalog, path, model, version)
+    document = cyclonedx(decode_manifest(data), data)
+    text = json.dumps(document, indent=1)
+    if output is None:
+        session.output.result(document, text)
+        return
+    write_file(output, text.encode() + b"\n")
+    session.output.result(
+        {"file": str(output.resolve()), "components": len(document["components"])},
+        f"The bill of materials of {model} {version} is in {output}.",
     )
 
 

@@ -10,6 +10,7 @@ import typer
 
 from edgefleet_provisioning import passphrase
 from edgefleet_provisioning.api import Api
+from edgefleet_provisioning.commands import arguments
 from edgefleet_provisioning.commands.session import (
     FleetOption,
     JsonOption,
@@ -38,7 +39,16 @@ def publish(
     ] = None,
     sample: Annotated[Path | None, typer.Option(help="npz of training inputs, for drift.")] = None,
     labels: Annotated[Path | None, typer.Option(help="Text file, one label a line.")] = None,
-    spdx: Annotated[str, typer.Option("--license", help="SPDX expression.")] = "",
+    spdx: Annotated[
+        str, typer.Option("--license", help="SPDX expression. Default: NOASSERTION.")
+    ] = "",
+    file_license: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH=SPDX", help="Of one file, as labels.txt=CC0-1.0; repeat it."),
+    ] = None,
+    source: Annotated[
+        str, typer.Option(help="Where the model comes from: a commit, a training run, a URL.")
+    ] = "",
     description: Annotated[str, typer.Option(help="One line for people.")] = "",
     hardware: Annotated[
         list[str] | None, typer.Option(help="Hardware id it runs on; repeat it. Default: any.")
@@ -72,8 +82,9 @@ def publish(
 
     voice = Output(as_json=as_json)
     about = Description(
-        name, version, spdx, description, tuple(hardware or ("*",)), memory_mb, load_s
-    )
+        name, version, spdx, description, tuple(hardware or ("*",)), memory_mb, load_s,
+        file_licenses=arguments.file_licenses(file_license or []), source=source,
+    )  # fmt: skip
     request = Request(model, about, golden, sample, labels, max_tensor_mb)
     if output:
         draft = prepare(request, voice.note)
