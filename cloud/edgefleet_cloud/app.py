@@ -26,6 +26,7 @@ from edgefleet_cloud.middleware import BodyLimit, Outermost
 from edgefleet_cloud.models import endpoints as models
 from edgefleet_cloud.ports import system_clock
 from edgefleet_cloud.reports import endpoints as reports
+from edgefleet_cloud.rollouts import documents
 from edgefleet_cloud.rollouts import endpoints as rollouts
 from edgefleet_cloud.trust import endpoints as trust
 from edgefleet_cloud.web import Db, Parts
@@ -51,6 +52,7 @@ OPEN: tuple[APIRouter, ...] = (
     enrollments.renewals,
     uploads.blob_router,
     broker.router,
+    documents.router,
 )
 
 health = APIRouter(tags=["health"])

@@ -20,6 +20,7 @@ from sqlmodel import Session, col
 from edgefleet_cloud.database import Database, after_commit
 from edgefleet_cloud.devices.service import Devices
 from edgefleet_cloud.devices.tables import ENROLLED, DeviceRow
+from edgefleet_cloud.errors import NotFoundError
 from edgefleet_cloud.ports import Catalog, Clock, Director, EventSink, Transport
 from edgefleet_cloud.rollouts.slots import desired
 from edgefleet_cloud.rollouts.tables import AnnouncementRow
@@ -101,15 +102,40 @@ class Announcer:
             device: Whose.
             force: Sign anew although the content is the same.
         """
+        if self._current(session, device, force=force):
+            self._publish_later(session, device.id)
+
+    def document(self, session: Session, device: DeviceRow) -> bytes:
+        """Return a device's document for another way than the transport, signed anew if it must be.
+
+        Raises:
+            NotFoundError: Nothing is assigned to it, or it is not enrolled (code `not_assigned`).
+        """
+        before = session.get(AnnouncementRow, device.id)
+        known = before.counter if before else 0
+        row = self._current(session, device)
+        if row is None:
+            raise NotFoundError(
+                f"Nothing is assigned to {device.id}.",
+                code="not_assigned",
+                hint="Roll a model out to it first; it must be enrolled.",
+            )
+        if row.counter != known:
+            self._publish_later(session, device.id)
+        return self._document(row)
+
+    def _current(
+        self, session: Session, device: DeviceRow, *, force: bool = False
+    ) -> AnnouncementRow | None:
         slots = desired(session, device.id)
         if not slots or device.state != ENROLLED:
-            return
+            return None
         row = session.get(AnnouncementRow, device.id)
         content = _content(device.key, slots)
         now = self._clock()
         if force or row is None or row.content != content or self._is_old(row, now):
             row = self._sign(session, device, slots, content, now)
-        self._publish_later(session, device.id)
+        return row
 
     def answer(self, session: Session, device_id: str) -> None:
         """Answer a device that asks for its document."""
@@ -222,20 +248,24 @@ class Announcer:
             row = session.get(AnnouncementRow, device_id)
             if row is None:
                 return
-            document = Desired(
-                v=1,
-                counter=row.counter,
-                ts=format_time(self._clock()),
-                assignment=base64.b64encode(row.envelope).decode(),
-                bundle=base64.b64encode(self._catalog.bundle()).decode(),
-                blobs=self._settings.blobs(),
-            )
             future = self._transport.publish(
-                topics.desired(device_id), strict_json.encode(document), retain=True
+                topics.desired(device_id), self._document(row), retain=True
             )
         if not row.sent:
             # In the transport's thread: only remember it there.
             future.add_done_callback(lambda _: self._sent.append((device_id, row.counter)))
+
+    def _document(self, row: AnnouncementRow) -> bytes:
+        """Return the one message that travels alike by MQTT, HTTP and USB stick."""
+        document = Desired(
+            v=1,
+            counter=row.counter,
+            ts=format_time(self._clock()),
+            assignment=base64.b64encode(row.envelope).decode(),
+            bundle=base64.b64encode(self._catalog.bundle()).decode(),
+            blobs=self._settings.blobs(),
+        )
+        return strict_json.encode(document)
 
     def _note_sent(self) -> None:
         if not self._sent:
