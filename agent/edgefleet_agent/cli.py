@@ -1,4 +1,4 @@
-"""The commands: `run`, `enroll`, `renew`, `status`. Errors are one paragraph.
+"""The commands: `run`, `enroll`, `renew`, `import-bundle`, `status`. Errors are one paragraph.
 
 Exit codes: 0 done, 1 it failed, 2 bad input or usage, 3 the fleet manager cannot be reached.
 """
@@ -33,6 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
             return _enroll(config, options)
         if options.command == "renew":
             return _renew(config, as_json=options.json)
+        if options.command == "import-bundle":
+            return _import(config, options.source, as_json=options.json)
         return _status(config, as_json=options.json)
     except EdgeFleetError as error:
         return _fail(str(error), _status_of(error))
@@ -64,6 +66,11 @@ def _parser() -> argparse.ArgumentParser:
         "renew", parents=[shared], help="get a new key and certificate now, agentd running or not"
     )
     renew.add_argument("--json", action="store_true", help="one JSON object")
+    bring = commands.add_parser(
+        "import-bundle", parents=[shared], help="take an assignment and its blobs from a folder"
+    )
+    bring.add_argument("source", type=Path, help="a folder with desired.json and blobs, or a file")
+    bring.add_argument("--json", action="store_true", help="one JSON object")
     status = commands.add_parser("status", parents=[shared], help="show what runs here")
     status.add_argument("--json", action="store_true", help="one JSON object")
     return parser
@@ -88,6 +95,7 @@ def _run(config: Config) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: daemon.end())
         signal.signal(signal.SIGUSR1, lambda *_: daemon.renew())
+        signal.signal(signal.SIGUSR2, lambda *_: daemon.look_into_inbox())
         # A restart or an update of agentd alone: models go on answering meanwhile.
         signal.signal(signal.SIGHUP, lambda *_: daemon.end(end_gateway=False))
         daemon.run()
@@ -118,6 +126,20 @@ def _renew(config: Config, *, as_json: bool) -> int:
     _say(
         {"renewed": True, "serial": f"{certificate.serial_number:X}", "not_after": until},
         f"Renewed; the certificate is valid until {until}.",
+        as_json=as_json,
+    )
+    return 0
+
+
+def _import(config: Config, source: Path, *, as_json: bool) -> int:
+    from edgefleet_agent import importing
+
+    found = importing.import_bundle(config, source)
+    then = "agentd goes on with it" if found.running else "agentd does it at its next start"
+    _say(
+        importing.shown(found),
+        f"Accepted assignment {found.counter}, with {found.blobs} blobs of {found.bytes} bytes; "
+        f"{then}.",
         as_json=as_json,
     )
     return 0

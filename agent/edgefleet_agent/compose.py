@@ -21,6 +21,7 @@ from edgefleet_agent.fetch import Fetcher
 from edgefleet_agent.gateway_client import GatewayClient
 from edgefleet_agent.gateway_link import GatewayLink
 from edgefleet_agent.identity import Identity
+from edgefleet_agent.inbox import Inbox
 from edgefleet_agent.journal import Journal
 from edgefleet_agent.notify import Notifier
 from edgefleet_agent.outbox import Outbox
@@ -113,6 +114,7 @@ def build(
     tools = Toolbox(
         journal=journal,
         store=store,
+        inbox=Inbox(state / "inbox", store),
         fetcher=_fetcher(config, store, identity, acceptance, emitter),
         outbox=outbox,
         telemetry=Telemetry(outbox, stamp),

@@ -44,6 +44,7 @@ class Transport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ca: str = ""  # PEM file of who may sign the broker's certificate; '' = the fleet's device CA
     keepalive_s: Annotated[int, Meta(ge=1, le=65535)] = 60
     backoff_max_s: Seconds = 300.0
+    ask_s: Annotated[float, Meta(ge=0)] = 300.0  # without an answer, ask over HTTP; 0 = never
 
 
 class Telemetry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -15,6 +15,7 @@ from edgefleet_agent.events import Emitter
 from edgefleet_agent.gateway_client import GatewayClient
 from edgefleet_agent.gateway_link import GatewayLink
 from edgefleet_agent.identity import Identity
+from edgefleet_agent.intake import Intake
 from edgefleet_agent.ipc import control
 from edgefleet_agent.ledger import Ledger
 from edgefleet_agent.notify import Notifier
@@ -36,8 +37,6 @@ RECOVER_S = 60.0
 """After this long the fleet manager is called even if a slot could not be brought up."""
 QUEUE_MAX = 64
 IDLE_S = 30.0
-UNWRITTEN_S = 2.0
-"""A document that the disk did not take is looked at again after this long."""
 
 
 class Parts(NamedTuple):
@@ -72,7 +71,6 @@ class Daemon:
         self._missed: bytes | None = None
         self._slots: dict[str, Slot] = {}
         self._link = link(self)
-        self._unwritten: tuple[float, bytes] | None = None
         self._next_window = time.monotonic() + parts.config.telemetry.interval_s
         tools, signer = parts.tools, parts.identity.signer
         self._facts = Facts(tools.hardware, tools.accelerators)
@@ -87,6 +85,10 @@ class Daemon:
         self._receiver = Receiver(
             parts.acceptance, parts.emitter, self._facts, self._slots, self._apply, self._changed
         )
+        self._intake = Intake(
+            parts.config, parts.identity, parts.acceptance, tools, parts.emitter, self._receiver,
+            lambda payload: self._queue.put(lambda: self._receive(payload)),
+        )  # fmt: skip
         self._renewer = Renewer(
             parts.config.identity, parts.identity, parts.acceptance, parts.emitter,
             self._queue.put, self._renewal_ended,
@@ -117,16 +119,22 @@ class Daemon:
 
     def on_desired(self, payload: bytes) -> None:
         """A desired document has come."""
-        # A flood is cut, as the document is asked for on each connect; and of one too long only as
-        # much is kept as shows that it is.
+        # A flood is cut, and what it cut is asked for again later; of one too long only as much is
+        # kept as shows that it is.
         if self._queue.qsize() < QUEUE_MAX:
             kept = payload[: DESIRED_MAX_BYTES + 1]
             self._queue.put(lambda: self._receive(kept))
+        else:
+            self._intake.cut()
 
     def on_renew(self, payload: bytes) -> None:
         """A word has come that asks to renew the key."""
         if self._queue.qsize() < QUEUE_MAX:
             self._queue.put(lambda: self._renewer.asked(payload))
+
+    def look_into_inbox(self) -> None:
+        """Something may have come by hand; safe in a signal handler."""
+        self._queue.put(self._intake.look)
 
     def renew(self) -> None:
         """Renew the key now; safe in a signal handler."""
@@ -168,6 +176,7 @@ class Daemon:
         self._first_recovery()
         if last:
             self._apply(last)
+        self._intake.lacking(connected=False)
         if not self._over:
             parts.transport.start(self)
             parts.notifier.ready()
@@ -206,15 +215,8 @@ class Daemon:
         if now >= self._next_window:
             self._next_window = now + self._parts.config.telemetry.interval_s
             self._close_windows()
-        if self._unwritten and now >= self._unwritten[0]:
-            (_, payload), self._unwritten = self._unwritten, None
-            self._queue.put(lambda: self._receive(payload))
-        waits = [
-            UNWRITTEN_S if self._unwritten else IDLE_S,
-            self._renewer.wait_s(),
-            self._next_window - now,
-            self._parts.notifier.interval_s,
-        ]
+        waits = [IDLE_S, self._renewer.wait_s(), self._intake.wait_s()]
+        waits += [self._next_window - now, self._parts.notifier.interval_s]
         if self._dirty.is_set():
             self._dirty.clear()
             self._write_status()
@@ -250,6 +252,7 @@ class Daemon:
         self._reporter.forget()
         self._parts.emitter.tell(Step.REPORT, "connected", "connected to the fleet manager.")
         self._parts.transport.request_desired(self._parts.acceptance.counter)
+        self._intake.lacking(connected=True)
         self._changed()
 
     def _part(self, reason: str) -> None:
@@ -258,6 +261,7 @@ class Daemon:
                 Step.REPORT, "disconnected", f"disconnected: {reason}.", level="warning"
             )
         self._connected = False
+        self._intake.lacking(connected=False)
         self._changed()
 
     def _distrust(self, reason: str) -> None:
@@ -279,11 +283,7 @@ class Daemon:
             # It may be for the key that we do not have yet. Kept, as nobody may answer if asked.
             self._missed = payload
             return
-        try:
-            self._receiver.receive(payload)
-        except OSError:
-            self._unwritten = (time.monotonic() + UNWRITTEN_S, payload)
-            raise
+        self._intake.receive(payload)
 
     def _apply(self, accepted: Accepted) -> None:
         self._facts.counter = accepted.assignment.counter

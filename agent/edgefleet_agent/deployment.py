@@ -121,7 +121,10 @@ class Staging:
             def progress(got: int, before: int = done) -> None:
                 self._ledger.advance_progress(before + got, total)
 
-            if not self._tools.fetcher.fetch(base, digest, size, self._stop, progress):
+            by_hand = self._tools.inbox.bring(digest, size, self._stop)
+            if not by_hand and not self._tools.fetcher.fetch(
+                base, digest, size, self._stop, progress
+            ):
                 return False
             done += size
         self._ledger.advance_progress(total, total)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from edgefleet_agent.events import Emitter
 from edgefleet_agent.refusals import Refusals
@@ -10,7 +11,15 @@ from edgefleet_agent.reporting import Facts
 from edgefleet_agent.slot import Slot
 from edgefleet_agent.trust.acceptance import Acceptance, Accepted
 from edgefleet_shared.errors import EdgeFleetError
+from edgefleet_shared.messages import Assignment
 from edgefleet_shared.steps import Step
+
+
+class Received(NamedTuple):
+    """What came of a document: why it was refused, or what was accepted."""
+
+    error: EdgeFleetError | None
+    assignment: Assignment | None
 
 
 class Receiver:
@@ -48,8 +57,8 @@ class Receiver:
             self._emitter.tell(Step.RECEIVE, "OSError", str(error), level="error")
         return None
 
-    def receive(self, payload: bytes) -> str:
-        """Judge a document and have it done; return '' or the code by which it is refused.
+    def receive(self, payload: bytes) -> Received:
+        """Judge a document and have it done.
 
         Raises:
             OSError: The disk took nothing; what was accepted before stands.
@@ -61,7 +70,7 @@ class Receiver:
             if self._refusals.admit(payload):
                 self._emitter.error(Step.RECEIVE, error)
             self._changed()
-            return error.code
+            return Received(error, None)
         self._facts.refused = ""
         for name in accepted.downgrades:
             version = accepted.assignment.slots[name].version
@@ -69,7 +78,7 @@ class Receiver:
             self._emitter.tell(Step.RECEIVE, "downgrade", text, level="warning", slot=name)
         self._apply(accepted)
         self._changed()
-        return ""
+        return Received(None, accepted.assignment)
 
     def look(self) -> None:
         """Take up what time or a disk has done to the trust state."""

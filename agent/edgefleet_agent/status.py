@@ -17,6 +17,7 @@ from edgefleet_shared.errors import InvalidInputError, UnavailableError
 from edgefleet_shared.messages import SlotReport
 
 MAX_BYTES = 1024 * 1024
+OUTCOME = "imported.json"
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -33,6 +34,14 @@ class Status(msgspec.Struct, frozen=True):
     gateway: str
     slots: dict[str, SlotReport]
     outbox: dict[str, int]
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What came of the last import: its entry in the inbox, and why it was refused or ''."""
+
+    entry: str
+    code: str
+    message: str
 
 
 class StatusFile:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from edgefleet_agent.fetch import Fetcher
 from edgefleet_agent.gateway_client import GatewayClient
+from edgefleet_agent.inbox import Inbox
 from edgefleet_agent.ipc.control import MAX_FDS, ModelSpec
 from edgefleet_agent.journal import Journal, VersionRef
 from edgefleet_agent.outbox import Outbox
@@ -26,6 +27,7 @@ class Toolbox(NamedTuple):
     Attributes:
         journal: Where every slot stands.
         store: Blobs on disk.
+        inbox: Blobs that came by hand.
         fetcher: Brings blobs into the store.
         outbox: Takes receipts.
         telemetry: Closes windows at a swap.
@@ -41,6 +43,7 @@ class Toolbox(NamedTuple):
 
     journal: Journal
     store: Store
+    inbox: Inbox
     fetcher: Fetcher
     outbox: Outbox
     telemetry: Telemetry

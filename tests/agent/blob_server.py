@@ -15,6 +15,7 @@ class BlobServer:
         hold_at: Stop sending after so many bytes until `go` is set; None: never.
         extra: Bytes sent after the end of every blob.
         drip: Send one byte at a time, this many seconds apart; 0: all at once.
+        desired: What `GET /v1/devices/<id>/desired` answers; None: nothing is assigned.
         ranges: The Range header of every request, '' where there was none.
     """
 
@@ -29,6 +30,7 @@ class BlobServer:
         self.ignore_range = False
         self.ranges: list[str] = []
         self.authorizations: list[str] = []
+        self.desired: bytes | None = None
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -47,6 +49,9 @@ class BlobServer:
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         """Answer one request."""
+        if handler.path.endswith("/desired"):
+            self._answer_desired(handler)
+            return
         digest = handler.path.rsplit("/", 1)[-1]
         asked = handler.headers.get("Range", "")
         self.ranges.append(asked)
@@ -68,6 +73,14 @@ class BlobServer:
         handler.send_header("Content-Length", str(len(body)))
         handler.end_headers()
         self._body(handler, digest, body)
+
+    def _answer_desired(self, handler: BaseHTTPRequestHandler) -> None:
+        self.authorizations.append(handler.headers.get("Authorization", ""))
+        body = b'{"code":"not_assigned"}' if self.desired is None else self.desired
+        handler.send_response(404 if self.desired is None else 200)
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
 
     def _body(self, handler: BaseHTTPRequestHandler, digest: str, body: bytes) -> None:
         cut = self.cut.get(digest)

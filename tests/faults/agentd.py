@@ -29,6 +29,7 @@ def main() -> None:
             clock=lambda: time.time() + float(os.environ.get("CLOCK_SHIFT_S", "0")),
         )
         signal.signal(signal.SIGTERM, lambda *_: daemon.end())
+        signal.signal(signal.SIGUSR2, lambda *_: daemon.look_into_inbox())
         daemon.run()
 
 
