@@ -119,6 +119,17 @@ class Api:
         """Return a resource's bytes; raises as `get`."""
         return self.request("GET", path, headers={"Accept": "*/*"}).content
 
+    def stream(self, path: str) -> Iterator[bytes]:
+        """Yield a resource's bytes as they come; raises as `get`."""
+        try:
+            with self._http.stream("GET", path, headers={"Accept": "*/*"}) as response:
+                if not response.is_success:
+                    body = response.read()
+                    raise problems.to_error(response.status_code, body, f"GET {path}")
+                yield from response.iter_bytes()
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+
     def request(self, method: str, path: str, **options: Any) -> httpx.Response:
         """Send a request and return an answer that is 2xx; raises as `get`."""
         response = self.send(method, path, **options)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from edgefleet_provisioning import stick
 from edgefleet_provisioning.api import segment
 from edgefleet_provisioning.commands import arguments, completion
 from edgefleet_provisioning.commands.session import Session, connected, reading
@@ -127,6 +128,23 @@ def label_(
     body = {"labels": arguments.label_changes(changes)}
     found = session.api.change("PATCH", f"/v1/devices/{segment(device)}", body)
     session.output.result(found, f"{device}: {_labels(found) or 'no labels'}")
+
+
+@app.command("export-bundle")
+@reading
+def export_bundle(
+    session: Session,
+    device: KnownId,
+    folder: Annotated[Path, typer.Argument(help="Where to, for example a USB stick.")],
+) -> None:
+    """Write what a device should run, and all it needs for that, into a folder."""
+    found = stick.export(session.api, device, folder)
+    runs = ", ".join(f"{name} {version}" for name, version in found.versions.items()) or "nothing"
+    session.output.result(
+        {"device": device, "folder": str(folder.resolve()), **found._asdict()},
+        f"Assignment {found.counter} for {device} ({runs}) is in {folder}: {found.blobs} blobs, "
+        f"{found.bytes} bytes.\nNext, on the device: edgefleet-agent import-bundle {folder}",
+    )
 
 
 @app.command("history")
