@@ -139,10 +139,13 @@ def build(
         notifier=Notifier(environ),
     )
     command = gateway_command or _gateway_command(config)
-    gateway_environ = {**GATEWAY_ENVIRONMENT, **environ}
-    gateway_environ.pop("NOTIFY_SOCKET", None)
+    gateway_environ = _gateway_environ(environ)
     daemon = Daemon(parts, lambda events: GatewayLink(run, command, gateway_environ, events))
     return daemon
+
+
+def _gateway_environ(environ: Mapping[str, str]) -> dict[str, str]:
+    return {k: v for k, v in {**GATEWAY_ENVIRONMENT, **environ}.items() if k != "NOTIFY_SOCKET"}
 
 
 def _software() -> str:
