@@ -23,6 +23,7 @@ from tuf.api.serialization.json import JSONSerializer
 from edgefleet_provisioning import keys
 from edgefleet_provisioning.repository import file_name
 from edgefleet_shared import bundle, strict_json
+from edgefleet_shared.distinct import check_distinct_keys
 from edgefleet_shared.errors import InvalidInputError, TrustError
 from edgefleet_shared.times import format_time
 from edgefleet_shared.trust import SERVER_ROLES
@@ -316,6 +317,7 @@ class Ceremony:
             raise TrustError(f"{name} has another version inside.", code="metadata_version")
         for key in _keys_in(metadata.signed):
             keys.check_key_id(key)
+        check_distinct_keys(metadata.signed)
 
 
 def _keys_in(signed: Root | Targets) -> Sequence[Key]:

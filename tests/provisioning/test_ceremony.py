@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+from securesystemslib.formats import encode_canonical
 from typer.testing import CliRunner
 
 from edgefleet_provisioning.cli import app
@@ -112,6 +114,20 @@ def test_a_forged_ceremony_file_is_not_signed(owned, tmp_path, case):
     _edit(file, change)
     sign = ("trust", "sign", file, "--key", "root-1", "--yes")
     assert owned.cli.error(*sign, code=status)["code"] == code
+
+
+def test_one_key_written_twice_is_not_two_keys(owned, tmp_path):
+    """Who hands in their one key in two spellings does not get two of the signatures that count."""
+    path = owned.folder.path / "offline/keys/root-1.pub.json"
+    fields = json.loads(path.read_text())
+    fields["keyval"]["public"] += "\n"
+    content = {name: fields[name] for name in ("keytype", "scheme", "keyval")}
+    fields["keyid"] = hashlib.sha256(encode_canonical(content).encode()).hexdigest()
+    second = tmp_path / "second.pub.json"
+    second.write_text(json.dumps(fields))
+    owned.cli.run("keys", "add", "root", "--name", "second", "--public", second)
+    error = owned.cli.error("trust", "rotate-root", "--add", "second", code=1)
+    assert error["code"] == "duplicate_key"
 
 
 def test_every_difference_is_shown(owned, tmp_path):

@@ -46,18 +46,29 @@ def sign_next(
     files: dict[str, bytes] = {}
     version = now.snapshot.version
     if snapshot:
-        version += 1
+        version = _next_version(now.snapshot, SNAPSHOT_LIFE, time)
         meta = dict(now.snapshot.meta)
         meta |= {f"{role}.json": MetaFile(new) for role, new in versions.items() if role != "root"}
         signed = Snapshot(version, expires=_until(time, SNAPSHOT_LIFE), meta=meta)
         files[chain.file_name("snapshot", version)] = _sign(signed, keys.snapshot)
     timestamp = Timestamp(
-        now.timestamp.version + 1,
+        _next_version(now.timestamp, TIMESTAMP_LIFE, time),
         expires=_until(time, TIMESTAMP_LIFE),
         snapshot_meta=MetaFile(version),
     )
     files[chain.TIMESTAMP_FILE] = _sign(timestamp, keys.timestamp)
     return files
+
+
+def _next_version(last: Snapshot | Timestamp, life: timedelta, time: datetime) -> int:
+    """Return a version above those that may have been signed since `last` was.
+
+    Versions grow by the minutes that have passed. A server that was restored from a copy is ahead
+    of what devices saw from it in the meantime, unless it signed more than once a minute; else
+    they would refuse it as a rollback.
+    """
+    minutes = int((time - (last.expires - life)) / timedelta(minutes=1))
+    return last.version + max(1, minutes)
 
 
 def _until(time: datetime, life: timedelta) -> datetime:
