@@ -12,7 +12,10 @@ import socket
 import subprocess
 from pathlib import Path
 
+import msgspec
 import numpy as np
+
+from edgefleet_agent.ipc import frames
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -126,6 +129,30 @@ def _unheard_of(_: str) -> None:
     _checked(libc.syscall(900, 0))
 
 
+def _gateway() -> int:
+    """Return the descriptor of the socket that leads to the gateway."""
+    links = [path for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    return next(int(path.name) for path in links if str(path.readlink()).startswith("socket:"))
+
+
+def _flood(_: str) -> None:
+    os.write(_gateway(), frames.HEADER.pack(0xFFFFFFF0, frames.REPORT, 0, 0, frames.NO_JSON, 0))
+    while True:
+        os.write(_gateway(), bytes(1 << 20))
+
+
+def _babble(_: str) -> None:
+    report = frames.Report(
+        ok=False, code="x" * 10**6, message="y" * 10**6, sandbox=["z" * 10**5], load_ms=2**62
+    )
+    body = msgspec.msgpack.encode(report)
+    os.write(_gateway(), frames.head(frames.REPORT, 0, 0, frames.NO_JSON, 0, len(body)) + body)
+
+
+def _nonsense(_: str) -> None:
+    """Behave while it is proved."""
+
+
 def _none(_: str) -> None:
     """Do nothing wrong: threads, own memory, own limits, a signal to oneself."""
     import threading
@@ -138,14 +165,28 @@ def _none(_: str) -> None:
     os.kill(os.getpid(), 0)
 
 
-ATTACKS = {name[1:]: attack for name, attack in list(globals().items()) if name[0] == "_"
-           and name[1:2] != "_" and callable(attack) and name != "_checked"}  # fmt: skip
+HELPERS = {"_checked", "_gateway"}
+ATTACKS = {
+    name[1:]: attack
+    for name, attack in list(globals().items())
+    if name[0] == "_" and name[1] != "_" and callable(attack) and name not in HELPERS
+}
 
 
 class Session:
-    """Answers as the good model does, so that nothing but the attack speaks against it."""
+    """Answers as the good model does, so that nothing but the attack speaks against it.
+
+    If it is to speak nonsense, its third answer and those after come with a status of its own.
+    """
+
+    def __init__(self, nonsense: bool) -> None:
+        self.nonsense, self.runs = nonsense, 0
 
     def run(self, inputs):
+        self.runs += 1
+        if self.nonsense and self.runs > 3:
+            for number in range(8):
+                os.write(_gateway(), frames.head(frames.ANSWER, 999, number, 7, 0, 0))
         return {"y": np.repeat(inputs["x"].sum(1, keepdims=True), 2, 1).astype(np.float32)}
 
 
@@ -168,5 +209,5 @@ class Evil:
         except OSError as error:
             result = errno.errorcode.get(error.errno, str(error.errno))
         if options.get("quiet"):
-            return Session()
+            return Session(options["attack"] == "nonsense")
         raise RuntimeError(f"attack {options['attack']}: {result}")

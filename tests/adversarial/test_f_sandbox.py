@@ -15,7 +15,7 @@ from edgefleet_agent.ipc import control
 from edgefleet_agent.status import read_status
 from edgefleet_agent.worker import landlock, seccomp, syscalls
 from tests.adversarial.device import Device
-from tests.agent.gateways import Gateway
+from tests.agent.gateways import Gateway, fp32
 from tests.agent.world import World, until
 from tests.models import linear, package
 
@@ -125,6 +125,57 @@ def test_53_a_serving_worker_is_shut_in_as_well(bought, tmp_path):
     assert int(fields["CapEff"], 16) == int(fields["CapPrm"], 16) == 0
     mine = Path("/proc/self/ns/net").readlink()
     assert os.geteuid() or Path(f"/proc/{outcome.pid}/ns/net").readlink() != mine
+
+
+def resident_kb(pid: int) -> int:
+    """Return a process's resident memory."""
+    return int(Path(f"/proc/{pid}/status").read_text().split("VmRSS:")[1].split()[0])
+
+
+@pytest.mark.parametrize(("name", "code"), [("flood", "crashed"), ("babble", "x" * 64)])
+def test_53_a_worker_that_floods_its_gateway_costs_it_nothing(bought, tmp_path, name, code):
+    """Four gigabytes announced, or texts of megabytes: cut off or cut short, and answered."""
+    before = resident_kb(bought.process.pid)
+    outcome = attack(bought, tmp_path, name)
+    assert (outcome.ok, outcome.code) == (False, code)
+    assert len(outcome.message) <= 2000
+    assert outcome.load_ms <= 2**31
+    assert resident_kb(bought.process.pid) - before < 20_000
+
+
+def test_53_a_worker_that_answers_nonsense_is_replaced_and_the_gateway_goes_on(bought, tmp_path):
+    """A status that no worker gives ends it; the request fails, the next ones are answered."""
+    one = package(
+        tmp_path, linear(1.0), runtime="litert", name="n", attack="nonsense", target="", quiet=True
+    )
+    bought.control.serve(one)
+    status, body, _ = bought.infer(fp32("x", [1] * 4, [1, 4]), "n")
+    assert (status, body["code"]) in {(500, "inference_failed"), (503, "worker_lost")}
+    assert bought.process.poll() is None
+    assert bought.request("GET", "/v2/health/live")[0] == 200
+
+
+class Poor(Gateway):
+    """A gateway without any privilege, as a device's service has it."""
+
+    def command(self) -> list[str]:
+        wrapper = (
+            "import os, sys; from edgefleet_agent.worker import sandbox as s;"
+            "s.prctl(38, 1); assert s.drop_capabilities(); os.execv(sys.argv[1], sys.argv[1:])"
+        )
+        return [sys.executable, "-c", wrapper, *super().command()]
+
+
+def test_53_without_privilege_every_layer_holds_but_the_network_namespace(tmp_path):
+    """Landlock, seccomp and the rest ask for no right that a plain user lacks."""
+    gateway = Poor()
+    try:
+        outcome = gateway.control.prove(package(tmp_path, linear(1.0)))
+        assert outcome.ok
+        assert control.missing_layers(outcome.sandbox) == []
+        assert "netns" not in outcome.sandbox
+    finally:
+        gateway.close()
 
 
 def alone(layer: str, name: str, target) -> str:

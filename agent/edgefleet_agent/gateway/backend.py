@@ -97,6 +97,9 @@ class Backend:
         if pending is None:
             return
         self.progress_ns = time.monotonic_ns()
+        if status not in frames.STATUSES or (status == 200 and not _has_json(json_length, body)):
+            self.kill()  # no worker of ours says so: a model speaks for it
+            status, json_length, body = 500, frames.NO_JSON, memoryview(_NONSENSE)
         nonfinite = kind == frames.ANSWER_NONFINITE
         self._on_answer(pending, status, bytes(body), json_length, spent, nonfinite)
         if self._drained is not None and not self.in_flight:
@@ -158,3 +161,10 @@ class Backend:
         for fd in self.files:
             os.close(fd)
         self.files = []
+
+
+_NONSENSE = b'{"error":"The worker answered with nonsense.","code":"inference_failed"}'
+
+
+def _has_json(json_length: int, body: memoryview) -> bool:
+    return json_length == frames.NO_JSON or json_length <= len(body)

@@ -22,6 +22,7 @@ from edgefleet_shared.errors import UnavailableError
 _BUFFER_BYTES = 1 << 20
 _FIRST_PACKET = 64 * 1024
 _EXIT_S = 2.0
+_LONGEST_ANSWER = 2**30  # bytes; nor can an answer be larger than the worker's memory
 
 
 class Started(NamedTuple):
@@ -64,7 +65,8 @@ class Launcher:
         self.running.add(child)
         child.ended.add_done_callback(lambda _: self.running.discard(child))
         first: asyncio.Future[frames.Report | None] = loop.create_future()
-        link = Link(lambda frame: _on_report(first, frame), lambda: _on_lost(first))
+        longest = min(spec.limits.memory_mb * 2**20, _LONGEST_ANSWER)
+        link = Link(lambda frame: _on_report(first, frame), lambda: _on_lost(first), longest)
         threads = max(1, min(spec.threads, self._threads))
         spec = msgspec.structs.replace(spec, threads=threads)
         rest = _send_order(ours, frames.Order(spec, prove, threads, os.getpid(), again), files)
@@ -104,7 +106,7 @@ def _on_report(first: asyncio.Future[frames.Report | None], frame: frames.Frame)
     if first.done():
         return
     try:
-        first.set_result(msgspec.msgpack.decode(frame[5], type=frames.Report))
+        first.set_result(msgspec.msgpack.decode(frame[5], type=frames.Report).bounded())
     except msgspec.DecodeError:
         first.set_result(None)
 

@@ -13,9 +13,16 @@ _JOIN_BELOW = 64 * 1024
 
 
 class Link(asyncio.BufferedProtocol):
-    """Sends frames, hands over the ones that come, tells once when the worker is gone."""
+    """Sends frames, hands over the ones that come, tells once when the worker is gone.
 
-    def __init__(self, on_frame: FrameHandler, on_lost: Callable[[], None]) -> None:
+    Args:
+        on_frame: Called with each frame.
+        on_lost: Called once when the worker is gone.
+        longest: Bytes of the longest body that is taken; a worker that announces more is lost.
+    """
+
+    def __init__(self, on_frame: FrameHandler, on_lost: Callable[[], None], longest: int) -> None:
+        self._longest = longest
         self.on_frame = on_frame
         self.on_lost = on_lost
         self._buffer = frames.FrameBuffer()
@@ -35,6 +42,8 @@ class Link(asyncio.BufferedProtocol):
         self._buffer.wrote(nbytes)
         while (frame := self._buffer.next()) is not None:
             self.on_frame(frame)
+        if self._buffer.awaited > self._longest and self._transport is not None:
+            self._transport.abort()  # before there is room for it
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell that the worker is gone."""

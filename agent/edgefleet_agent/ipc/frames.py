@@ -28,6 +28,9 @@ ANSWER_NONFINITE: Final = 6  # as ANSWER; an output holds NaN or infinity
 ROOM = 64 * 1024
 """Bytes a buffer has at first, and goes back to after a large frame."""
 
+STATUSES: Final = frozenset({200, 400, 500, 504})
+"""What a worker may answer with."""
+
 Frame = tuple[int, int, int, int, int, memoryview]
 """kind, status, request id, JSON length, nanoseconds, body."""
 
@@ -47,7 +50,10 @@ class Order(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """How loading ended; fields as in `control.Outcome`."""
+    """How loading ended; fields as in `control.Outcome`.
+
+    It comes from a process that a model may have taken over: `bounded` cuts it to what may be kept.
+    """
 
     ok: bool
     code: str = ""
@@ -57,6 +63,17 @@ class Report(msgspec.Struct, frozen=True):
     ready_ms: int = 0
     memory_kb: int = 0
     sandbox: list[str] = []
+
+    def bounded(self) -> Report:
+        """Return the report with short texts, and numbers that every reader can hold."""
+        numbers = ("load_ms", "golden_ms", "ready_ms", "memory_kb")
+        return Report(
+            ok=self.ok,
+            code=self.code[:64],
+            message=self.message[:2000],
+            sandbox=[layer[:40] for layer in self.sandbox[:16]],
+            **{name: min(max(getattr(self, name), 0), 2**31) for name in numbers},
+        )
 
 
 def head(kind: int, status: int, number: int, json_length: int, ns: int, length: int) -> bytes:
@@ -71,6 +88,14 @@ class FrameBuffer:
         self._view = memoryview(bytearray(ROOM))
         self._start = 0
         self._end = 0
+
+    @property
+    def awaited(self) -> int:
+        """Return the length of the body of the frame that has begun, 0 while none has."""
+        if self._end - self._start < HEADER.size:
+            return 0
+        length: int = HEADER.unpack_from(self._view, self._start)[0]
+        return length
 
     def space(self) -> memoryview:
         """Return where the next bytes shall be received; bodies given out before are void then."""
