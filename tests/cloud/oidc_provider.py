@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
 VERSION = "9.13.3"
+OLDEST_NODE = 20
 AUDIENCE, OTHER_AUDIENCE = "urn:edgefleet:demo", "urn:something:else"
 SCRIPT = Path(__file__).with_suffix(".mjs")
 
@@ -28,6 +29,9 @@ def installed() -> Path:
     for program in ("node", "npm"):
         if shutil.which(program) is None:
             pytest.skip(f"the OpenID provider needs {program}, which is not on PATH")
+    told = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout
+    if int(told.strip().lstrip("v").split(".")[0]) < OLDEST_NODE:
+        pytest.skip(f"the OpenID provider needs node {OLDEST_NODE} or newer, this is {told}")
     place = Path.home() / ".cache" / "edgefleet-tests" / f"oidc-provider-{VERSION}"
     if not (place / "node_modules" / "oidc-provider").is_dir():
         place.parent.mkdir(parents=True, exist_ok=True)

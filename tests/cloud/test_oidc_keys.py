@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import ssl
 import threading
 import time
 
@@ -17,6 +18,7 @@ from edgefleet_cloud.auth.oidc.keys import KeyCache
 from edgefleet_cloud.config import load
 from edgefleet_cloud.errors import UnauthenticatedError
 from edgefleet_shared.errors import InvalidInputError, UnavailableError
+from tests.cloud.certificates import Authority
 from tests.cloud.oidc_provider import new_key
 
 ISSUER = "https://id.example"
@@ -221,6 +223,27 @@ def test_fetching_is_bounded():
         fetch(f"{url}/fine")
     with pytest.raises(UnavailableError):
         fetch("http://id.example/x")
+
+
+def test_the_providers_certificate_is_checked(tmp_path):
+    """By https a provider is believed only with a certificate of the configured CA."""
+    ours, foreign = tmp_path / "ours", tmp_path / "foreign"
+    for folder in (ours, foreign):
+        folder.mkdir()
+    authority = Authority(ours)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*authority.issue("id"))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Tricky)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"https://127.0.0.1:{server.server_address[1]}/fine"
+    assert fetcher(str(authority.path))(url) == b"xx"
+    for ca in ("", str(Authority(foreign).path)):
+        with pytest.raises(UnavailableError) as refused:
+            fetcher(ca)(url)
+        assert "certificate" in refused.value.message.lower()
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.mark.parametrize(
