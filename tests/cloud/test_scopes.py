@@ -19,6 +19,7 @@ from tests.cloud.running import RunningCloud
 from tests.cloud.test_history import at
 from tests.fakes.speaking_device import SpeakingDevice, receipt, window
 from tests.fleet_folder import FleetFolder, small_package
+from tests.http_device import csr, new_key
 
 BERLIN, PARIS = "labels.site == 'berlin'", "labels.site == 'paris'"
 
@@ -305,6 +306,29 @@ def test_a_publisher_may_be_held_to_models(world):
     assert allowed.json()["code"] == "version_exists"
 
 
+def test_a_group_ticket_reaches_no_device_outside(world):
+    """The id that a device chooses and the labels that another has do not lead out of the scope."""
+    narrow = f"{BERLIN} and id != 'ber-vault' and not exists(labels.secret)"
+    client = caller(world.cloud, "ber-narrow", "provisioner", narrow)
+    labels = {"site": "berlin"}
+    for device, more in (("ber-known", {}), ("ber-hidden", {"secret": "yes"})):
+        body = {"id": device, "labels": labels | more}
+        assert world.admin.post("/v1/devices", json=body).status_code == 201
+    wish = {"prefix": "ber", "limit": 9, "labels": labels}
+    outside = client.post("/v1/group-tickets", json=wish | {"labels": {"site": "paris"}})
+    assert (outside.status_code, outside.json()["code"]) == (403, "outside_scope")
+    made = client.post("/v1/group-tickets", json=wish)
+    assert made.status_code == 201, made.text
+    for device, status in (
+        ("ber-vault", 403), ("ber-hidden", 403), ("ber-known", 201), ("ber-new", 201),
+    ):  # fmt: skip
+        body = {"ticket": made.json()["ticket"], "csr": csr(new_key()), "device": device}
+        answer = world.cloud.anyone.post("/v1/enrollments", json=body)
+        assert answer.status_code == status, (device, answer.text)
+    assert world.admin.get("/v1/devices/ber-vault").status_code == 404
+    assert world.admin.get("/v1/devices/ber-hidden").json()["state"] == "registered"
+
+
 def test_devices_hold_no_role(world):
     """A device's signed statement opens blobs, and nothing else."""
     device = SpeakingDevice("ber-9")
@@ -319,5 +343,5 @@ def test_devices_hold_no_role(world):
                 continue
             path = re.sub(r"\{[^}]*\}", "sha256:" + "0" * 64, route.path)
             answer = client.request(route.method, path, json={})
-            expected = {404} if route.guards[0].devices else {403}
+            expected = {403, 404} if route.guards[0].devices else {403}
             assert answer.status_code in expected, (route.method, route.path, answer.text)

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from sqlmodel import Session
 
-from edgefleet_cloud.auth.caller import Scope
+from edgefleet_cloud.auth.caller import Scope, describe, read_scope
+from edgefleet_cloud.auth.roles import Role
 from edgefleet_cloud.devices import repository as device_rows
 from edgefleet_cloud.devices.labels import check_hardware, check_labels
 from edgefleet_cloud.devices.scoping import check_stays, covers
@@ -54,7 +55,13 @@ class GroupTickets:
         self._events = events
 
     def add(
-        self, session: Session, ticket: tickets.Ticket, kind: Kind, now: datetime, actor: str
+        self,
+        session: Session,
+        ticket: tickets.Ticket,
+        kind: Kind,
+        now: datetime,
+        actor: str,
+        scope: Scope = None,
     ) -> GroupTicketRow:
         """Remember a new ticket; only the hash of its secret is kept.
 
@@ -68,6 +75,7 @@ class GroupTickets:
             labels=check_labels(kind.labels),
             hardware=check_hardware(kind.hardware),
             limit=kind.limit,
+            scope=describe(scope),
             created=format_time(now),
             not_after=ticket.not_after,
         )
@@ -139,10 +147,16 @@ class GroupTickets:
     def _admit(self, session: Session, ticket: GroupTicketRow, name: str) -> DeviceRow:
         """Register a device, or take one that was registered beforehand and fits the ticket."""
         row = device_rows.find(session, name)
+        # The id is chosen only now; a device registered beforehand has labels of its own.
+        scope = read_scope(Role.PROVISIONER, ticket.scope)
         if row is None:
             actor = f"tickets/{ticket.id}"
-            return self._devices.create(session, name, ticket.labels, ticket.hardware, actor)
-        fits = row.hardware == ticket.hardware and ticket.labels.items() <= row.labels.items()
+            return self._devices.create(session, name, ticket.labels, ticket.hardware, actor, scope)
+        fits = (
+            covers(scope, row)
+            and row.hardware == ticket.hardware
+            and ticket.labels.items() <= row.labels.items()
+        )
         if row.state != REGISTERED or not fits:
             raise refused(f"{name} is another device.")
         return row

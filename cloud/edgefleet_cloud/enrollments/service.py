@@ -135,7 +135,7 @@ class Enrollments:
         root = sha256_digest(self._catalog.first_root())
         url = self._addresses().api
         ticket = tickets.issue(self._fleet, "", url, root, now + life, kind.prefix)
-        row = self.groups.add(session, ticket, kind, now, actor)
+        row = self.groups.add(session, ticket, kind, now, actor, scope)
         return row, Issued(tickets.encode(ticket), ticket.not_after)
 
     def end_group(self, session: Session, ticket: str, actor: str, scope: Scope = None) -> None:

@@ -21,7 +21,8 @@ class TicketRow(SQLModel, table=True):
 class GroupTicketRow(SQLModel, table=True):
     """One ticket for up to `limit` devices of a kind; `used` of them have enrolled with it.
 
-    Their ids begin with `prefix` and `-`; `ended` is when somebody ended it, or None.
+    Their ids begin with `prefix` and `-`; `ended` is when somebody ended it, or None. None of them
+    is outside of `scope`, that of who made it; '' is everything.
     """
 
     __tablename__ = "group_tickets"
@@ -32,6 +33,7 @@ class GroupTicketRow(SQLModel, table=True):
     labels: dict[str, str] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
     hardware: str
     limit: int
+    scope: str = ""
     used: int = 0
     created: str
     not_after: str
