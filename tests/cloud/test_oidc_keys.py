@@ -7,6 +7,7 @@ import json
 import ssl
 import threading
 import time
+from datetime import UTC, datetime, timedelta
 
 import jwt
 import pytest
@@ -15,10 +16,12 @@ from edgefleet_cloud.auth.oidc import keys as module
 from edgefleet_cloud.auth.oidc.claims import Oidc, Rules, values
 from edgefleet_cloud.auth.oidc.fetch import MAX_BYTES, fetcher, is_safe
 from edgefleet_cloud.auth.oidc.keys import KeyCache
+from edgefleet_cloud.authority.issuing import DeviceCa
+from edgefleet_cloud.broker.credentials import write_pair
 from edgefleet_cloud.config import load
 from edgefleet_cloud.errors import UnauthenticatedError
 from edgefleet_shared.errors import InvalidInputError, UnavailableError
-from tests.cloud.certificates import Authority
+from tests.brokers import make_authority
 from tests.cloud.oidc_provider import new_key
 
 ISSUER = "https://id.example"
@@ -229,16 +232,18 @@ def test_the_providers_certificate_is_checked(tmp_path):
     """By https a provider is believed only with a certificate of the configured CA."""
     ours, foreign = tmp_path / "ours", tmp_path / "foreign"
     for folder in (ours, foreign):
-        folder.mkdir()
-    authority = Authority(ours)
+        make_authority(folder)
+    authority, now = DeviceCa.load(ours), datetime.now(UTC)
+    names, life, pair = ["127.0.0.1"], timedelta(days=1), tmp_path / "server.pem"
+    write_pair(pair, lambda key: authority.sign_server(key, names, now, life))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*authority.issue("id"))
+    context.load_cert_chain(pair)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Tricky)
     server.socket = context.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"https://127.0.0.1:{server.server_address[1]}/fine"
-    assert fetcher(str(authority.path))(url) == b"xx"
-    for ca in ("", str(Authority(foreign).path)):
+    assert fetcher(str(ours / "device-ca.crt"))(url) == b"xx"
+    for ca in ("", str(foreign / "device-ca.crt")):
         with pytest.raises(UnavailableError) as refused:
             fetcher(ca)(url)
         assert "certificate" in refused.value.message.lower()
