@@ -40,6 +40,7 @@ class World:
         self.device = HttpDevice(cloud)
         cloud.anyone.headers[reasons.HEADER] = REASON
         self.ticket = ""
+        self.group_ticket = ""
         self.rollout = ""
         self.upload = ""
         self.actor = "token/admin"
@@ -61,6 +62,12 @@ class World:
         """Make the device's ticket."""
         answer = self.post("/v1/devices/cam-1/tickets", {"valid_hours": 1})
         self.ticket = answer.json()["ticket"]
+        return answer
+
+    def make_group_ticket(self) -> httpx.Response:
+        """Make a ticket for several devices."""
+        answer = self.post("/v1/group-tickets", {"prefix": "cam", "limit": 2})
+        self.group_ticket = answer.json()["id"]
         return answer
 
     def enroll(self) -> httpx.Response:
@@ -133,6 +140,13 @@ CALLS = {
     ("post", "/v1/enrollments"): World.enroll,
     ("post", "/v1/devices/{device_id}/renew"): lambda w: w.post("/v1/devices/cam-1/renew"),
     ("post", "/v1/renewals"): World.renew,
+    ("post", "/v1/devices/import"): lambda w: w.post(
+        "/v1/devices/import", {"devices": [{"id": "cam-7"}, {"id": "cam-8"}]}
+    ),
+    ("post", "/v1/group-tickets"): World.make_group_ticket,
+    ("delete", "/v1/group-tickets/{ticket_id}"): lambda w: w.http.delete(
+        f"/v1/group-tickets/{w.group_ticket}"
+    ),
     ("post", "/v1/models"): lambda w: w.post("/v1/models", {"name": "digits"}),
     ("post", "/v1/uploads"): World.begin_upload,
     ("patch", "/v1/uploads/{upload_id}"): World.end_upload,
@@ -157,6 +171,7 @@ MAKES_ANEW = {
     for path in (
         "/v1/groups", "/v1/devices", "/v1/devices/{device_id}/tickets", "/v1/models", "/v1/uploads",
         "/v1/models/{name}/versions", "/v1/rollouts", "/v1/tokens", "/v1/trust/keys",
+        "/v1/devices/import", "/v1/group-tickets",
     )
 }  # fmt: skip
 
@@ -190,7 +205,7 @@ def test_every_change_leaves_an_event(cloud):
         body = answer.json() if answer.content else {}
         secrets += [body[key] for key in ("ticket", "token") if isinstance(body.get(key), str)]
     text = json.dumps(_events(cloud, 0))
-    assert len(secrets) == 3
+    assert len(secrets) == 4
     for secret in secrets:
         assert secret not in text
         assert sha256_digest(secret.encode())[7:] not in text

@@ -173,8 +173,8 @@ class GroupTickets:
             message=message,
             actor=actor,
             data=facts,
-            before=None if what == "made" else {"ended": None},
-            after={"ended": row.ended},
+            before=None if what == "made" else {**facts, "ended": None},
+            after={**facts, "ended": row.ended},
         )
 
 
