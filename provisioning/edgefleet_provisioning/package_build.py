@@ -48,6 +48,7 @@ class Description(NamedTuple):
         license: SPDX expression of the model and its weights; '' where nobody says.
         file_licenses: Of files that have another, by their path in the package.
         source: Where the model comes from, for people: a commit, a run, a URL.
+        signed: Which signature by whom was demanded of the model, and found.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Description(NamedTuple):
     labels: Sequence[str] = ()
     file_licenses: Mapping[str, str] = {}
     source: str = ""
+    signed: str = ""
 
 
 class Blob(NamedTuple):
@@ -231,7 +233,12 @@ def tools() -> str:
 
 def _provenance(report: LintReport, about: Description) -> dict[str, str]:
     producer = f"{report.model.producer_name} {report.model.producer_version}".strip()
-    said = {"producer": producer[:200], "source": about.source, "tools": tools()}
+    said = {
+        "producer": producer[:200],
+        "source": about.source,
+        "signed": about.signed,
+        "tools": tools(),
+    }
     return {key: value for key, value in said.items() if value}
 
 

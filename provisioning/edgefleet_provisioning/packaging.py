@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from edgefleet_provisioning import golden, package_build, reference
+from edgefleet_provisioning import golden, intake, package_build, reference
 from edgefleet_provisioning.arrays import Array, Arrays, read_npz
 from edgefleet_provisioning.lint import LintReport, demand_clean, lint
 from edgefleet_provisioning.package_build import Blob, Counters, Description
@@ -17,7 +17,10 @@ CASES_OF_SAMPLE = 4
 
 
 class Request(NamedTuple):
-    """What `edgefleet model publish` was given; None for a file that was not."""
+    """What `edgefleet model publish` was given; None for a file that was not.
+
+    `key` is that of the model's maker, who must have signed it; `signature` their bundle.
+    """
 
     model: Path
     about: Description
@@ -25,6 +28,8 @@ class Request(NamedTuple):
     sample: Path | None = None
     labels: Path | None = None
     max_tensor_mb: int = 2048
+    key: Path | None = None
+    signature: Path | None = None
 
 
 class Draft(NamedTuple):
@@ -53,12 +58,15 @@ def prepare(request: Request, say: Callable[[str], None]) -> Draft:
     Raises:
         LintError: The model must not be published.
         InvalidInputError: Another file does not fit it.
+        TrustError: Its maker's signature was demanded and does not hold.
     """
     package_build.check(request.about)
     about = request.about
     if request.labels:
         about = about._replace(labels=package_build.read_labels(request.labels))
     model = request.model.resolve()
+    vouched = intake.demand(request.model, request.key, request.signature) if request.key else None
+    about = about._replace(signed=vouched.note if vouched else "")
     report = lint(model, request.max_tensor_mb)
     demand_clean(report, request.model.name)
     sample = read_npz(request.sample, "sample") if request.sample else {}
@@ -68,6 +76,8 @@ def prepare(request: Request, say: Callable[[str], None]) -> Draft:
     if not cases:
         golden.open_session(model)  # what does not even load here must not be published
     blobs = package_build.blobs(report, model.parent, about, vectors)
+    if vouched:
+        intake.check_package(vouched, request.model, blobs)
     return Draft(report, about, blobs, histograms, len(cases))
 
 

@@ -137,7 +137,7 @@ def seal(resources: Resources, subject: str, signer: Signer) -> bytes:
     bundle = {
         "mediaType": BUNDLE_TYPE,
         "verificationMaterial": {
-            "publicKey": {"hint": _hint(signer.public_key)},
+            "publicKey": {"hint": hint(signer.public_key)},
             "tlogEntries": [],
         },
         "dsseEnvelope": {
@@ -197,6 +197,11 @@ def public_pem(key: Key) -> bytes:
     return _load(key).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
+def hint(key: Key) -> str:
+    """Return how a bundle names its key: sha256 of its PEM, hexadecimal."""
+    return hashlib.sha256(public_pem(key)).hexdigest()
+
+
 def read_public_key(pem: bytes) -> Key:
     """Return the P-256 key in a PEM file.
 
@@ -246,10 +251,6 @@ def _holds(key: Key, signature: bytes, signed: bytes) -> bool:
     except UnverifiedSignatureError:
         return False
     return True
-
-
-def _hint(key: Key) -> str:
-    return hashlib.sha256(public_pem(key)).hexdigest()
 
 
 def _load(key: Key) -> ec.EllipticCurvePublicKey:

@@ -57,6 +57,14 @@ def publish(
         int | None, typer.Option(help="Memory it may take; default by its size.")
     ] = None,
     load_s: Annotated[int, typer.Option(help="Seconds it may take to load and prove.")] = 60,
+    require_signature: Annotated[
+        Path | None,
+        typer.Option(metavar="KEY.pub", help="PEM of the key that must have signed the model."),
+    ] = None,
+    signature: Annotated[
+        Path | None,
+        typer.Option(help="Its Model Signing bundle; default: model.sig beside the model."),
+    ] = None,
     security_floor: Annotated[
         int | None, typer.Option(help="Forbid versions with a lower release counter.")
     ] = None,
@@ -85,7 +93,9 @@ def publish(
         name, version, spdx, description, tuple(hardware or ("*",)), memory_mb, load_s,
         file_licenses=arguments.file_licenses(file_license or []), source=source,
     )  # fmt: skip
-    request = Request(model, about, golden, sample, labels, max_tensor_mb)
+    request = Request(
+        model, about, golden, sample, labels, max_tensor_mb, require_signature, signature
+    )
     if output:
         draft = prepare(request, voice.note)
         _write_layout(voice, draft, Counters(release_counter, security_floor or 0), output)
