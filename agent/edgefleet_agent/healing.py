@@ -64,9 +64,10 @@ class Healing:
             return True
         if plan.note == "flipped":
             self._note_flip(plan.serve)
-        if plan.standby and plan.standby.digest not in running:
+        standby = plan.standby
+        if standby and standby.digest not in running and not self._forbidden(standby):
             try:
-                self._activation.load(plan.standby)
+                self._activation.load(standby)
             except GatewayLostError:
                 raise
             except EdgeFleetError as error:

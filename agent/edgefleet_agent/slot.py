@@ -259,6 +259,8 @@ class Slot:
             self._recover_due = plan.serve is not None and self.ledger.serving is None
             if not self._recover_due:
                 self._retry_s = RETRY_MIN_S
+            self._forbidden.clear()  # what was told to a gateway that went away was not done
+            self.heed_floors()
         finally:
             self.recovered.set()
 
