@@ -51,7 +51,9 @@ class Attacked:
 
     def refuses(self, payload: bytes, code: str) -> None:
         """Send a document and check that the refusal changes nothing but one counted event."""
-        self.agent.daemon._refusals = Refusals()  # a burst is told in part; here each one counts
+        receiver = self.agent.daemon._receiver
+        assert isinstance(receiver._refusals, Refusals)
+        receiver._refusals = Refusals()  # a burst is told in part; here each one counts
         before, floors, told = self._unchanging(), self.floors(), len(self._events())
         loads = self._loads()
         self.agent.transport.send(payload)

@@ -14,6 +14,7 @@ NAMES = {
     "inference": "latency and rate of a tiny model over REST, beside FastAPI with uvicorn",
     "sandbox": "what shutting workers in costs: proving, and the latency of a request",
     "swap": "fifty swaps under four clients at full speed: failures, gaps, memory",
+    "trust": "an assignment verified beside one bare signature, memory, 10,000 signed",
 }
 
 

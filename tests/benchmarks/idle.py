@@ -7,6 +7,7 @@ the scheduler has counted for all its threads (`schedstat`).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import signal
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +33,26 @@ AIM_MIB, AIM_PERCENT = 35.0, 0.5
 
 def run(*, quick: bool) -> dict[str, Any]:
     """Return the figures; ends within 40 s if `quick`."""
+    with _serving() as (pid, folder):
+        return _measure(pid, folder, QUICK_S if quick else FULL_S)
+
+
+def serving_memory_mib() -> float:
+    """Return agentd's private memory while it serves: all of its trust code has been used."""
+    with _serving() as (pid, _):
+        time.sleep(SETTLE_S)
+        return _private_kb(pid) / 1024
+
+
+@contextlib.contextmanager
+def _serving() -> Iterator[tuple[int, Path]]:
     folder = Path(tempfile.mkdtemp(prefix="ef", dir="/tmp"))
     world, broker = World(), SecureBroker("auto", folder)
     process = None
     try:
         broker.start()
         process = _start(world, folder, broker)
-        return _measure(process.pid, folder, QUICK_S if quick else FULL_S)
+        yield process.pid, folder
     finally:
         if process is not None:
             process.send_signal(signal.SIGTERM)
