@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import sqlite3
 from contextlib import closing
@@ -301,6 +302,38 @@ def test_the_log_is_filtered_and_shows_what_changed(fleet):
     assert fleet.cli.run("audit", "log", "--since", "2999-01-01T00:00:00Z").stdout == ""
     assert fleet.cli.run("audit", "log", "--type", "server.*").stdout.count("\n") > 1
     assert fleet.cli.error("audit", "log", "--since", "yesterday")["code"] == "invalid_time"
+
+
+def _without_audit(signed) -> None:
+    role = signed.delegations.roles.pop("audit")
+    del signed.delegations.keys[role.keyids[0]]
+
+
+def test_a_fleet_from_before_gets_its_audit_key_and_keys_can_rotate(tmp_path):
+    """Without the role nobody signs; `keys rotate audit` names a key, and later another."""
+    fleet = Fleet.__new__(Fleet)
+    fleet.folder = FleetFolder(tmp_path / "old")
+    fleet.cloud = RunningCloud(fleet.folder)
+    parts = fleet.cloud.program.app.state.parts
+    fleet.log, fleet.heads = parts.get(EventLog), parts.get(Heads)
+    fleet.cli = Cli()
+    fleet.cli.arguments = ["--fleet", str(fleet.folder.path), "--server", fleet.cloud.url]
+    try:
+        name, data = fleet.folder.resign("targets", _without_audit, ["targets-1", "targets-2"])
+        body = {"files": {name: base64.b64encode(data).decode()}}
+        assert fleet.cloud.client.post("/v1/trust/metadata", json=body).status_code == 200
+        with fleet.cloud.program.database.write() as session:
+            assert fleet.heads.sign(session) is None
+        answer = fleet.cli.run("audit", "verify")
+        assert "edgefleet keys rotate audit" in answer.stderr
+        for rotations in (1, 2):
+            fleet.cli.run("keys", "rotate", "audit", "--yes")
+            fleet.record(rotations)
+            fleet.sign()
+            found = fleet.cli.json("audit", "verify")
+            assert (found["statements"], found["signed_up_to"]) == (rotations, found["last"])
+    finally:
+        fleet.cloud.stop()
 
 
 def test_statements_are_for_admins(fleet):

@@ -190,9 +190,7 @@ def _unsigned(targets: Targets) -> str:
     roles = (targets.delegations.roles if targets.delegations else None) or {}
     if AUDIT_ROLE in roles:
         return "There is no signed statement yet: whoever owns the database could write all anew."
-    return (
-        "This fleet has no audit key: nobody signs the log. `edgefleet keys add audit` makes one."
-    )
+    return "Nobody signs the log: `edgefleet keys rotate audit` gives the fleet an audit key."
 
 
 def _differences(before: dict[str, Any] | None, after: dict[str, Any] | None) -> Sequence[str]:
