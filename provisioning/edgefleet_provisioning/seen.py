@@ -1,7 +1,8 @@
 """Which versions this fleet folder has seen or signed: what a server shows may not be older.
 
 python-tuf's cache remembers what a server showed. A server that takes what was signed here and then
-shows what was there before would have the owner sign again what they had just revoked.
+shows what was there before would have the owner sign again what they had just revoked; so would who
+hands an old ceremony file to the holder of a key.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class Seen:
     """The highest version of each role that people sign.
 
     Args:
-        folder: Where it is remembered; it exists.
+        folder: Where it is remembered; made if it is not there.
 
     Raises:
         InvalidInputError: What is remembered cannot be read.
@@ -29,6 +30,7 @@ class Seen:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / NAME
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._versions: dict[str, int] = {}
         if self._path.exists():
             self._versions = strict_json.decode(
@@ -36,18 +38,18 @@ class Seen:
             )
 
     def check(self, versions: Mapping[str, int]) -> None:
-        """Check what a server shows, and remember it.
+        """Check the versions that something new is to follow, and remember them.
 
         Raises:
-            TrustError: It shows less than was seen before (code `untrusted_catalog`).
+            TrustError: They are older than what was seen before (code `untrusted_catalog`).
         """
-        for role, version in self._versions.items():
-            if versions.get(role, 0) < version:
-                shown = versions.get(role, 0)
+        for role, version in versions.items():
+            if version < self._versions.get(role, 0):
                 raise TrustError(
-                    f"The server shows version {shown} of {role}; {version} was seen before.",
+                    f"This would follow version {version} of {role}, and version "
+                    f"{self._versions[role]} was seen before.",
                     code="untrusted_catalog",
-                    hint="It was restored from a copy, or lies. Nothing was signed.",
+                    hint="Whoever shows it was restored from a copy, or lies. Nothing was signed.",
                 )
         self.remember(versions)
 

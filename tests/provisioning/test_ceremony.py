@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from edgefleet_provisioning.cli import app
 from edgefleet_shared import bundle
 from tests.cloud.running import RunningCloud
+from tests.provisioning.conftest import Cli
 
 
 def test_a_ceremony_on_three_machines(owned, tmp_path):
@@ -174,4 +175,20 @@ def test_a_server_that_shows_old_targets_is_found_out(owned, tmp_path):
     owned.cloud = RunningCloud(owned.folder)
     arguments = ("--server", owned.cloud.url)
     error = owned.cli.error("trust", "renew", "targets", *arguments, code=1)
+    assert error["code"] == "untrusted_catalog"
+
+
+def test_an_old_ceremony_is_not_signed_again(owned, tmp_path):
+    """A machine that has signed what follows root 2 signs nothing any more that follows root 1."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    owned.cli.run("trust", "rotate-root", "--remove", "root-3", "--prepare", old)
+    owned.cli.run("trust", "rotate-root")
+    owned.cli.run("trust", "rotate-root", "--prepare", new)
+    machine = tmp_path / "machine"
+    shutil.copytree(owned.folder.path, machine)
+    shutil.rmtree(machine / "offline/trust")
+    other = Cli()
+    other.arguments = ["--fleet", str(machine)]
+    other.run("trust", "sign", new, "--key", "root-1", "--yes")
+    error = other.error("trust", "sign", old, "--key", "root-1", "--yes", code=1)
     assert error["code"] == "untrusted_catalog"

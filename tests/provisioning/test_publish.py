@@ -349,6 +349,15 @@ def test_a_wrong_token_says_how_to_give_one(operator, api, model):
     assert "EDGEFLEET_TOKEN" in failed["hint"]
 
 
+def test_a_catalog_that_forgot_a_release_is_not_signed_again(operator, api, model):
+    """A server that took a version and then shows what was before gets no second list."""
+    before = dict(api.repository.files)
+    operator.run(*arguments(model))
+    api.repository.files = before
+    error = operator.error(*arguments(model, "2.0.0"), code=1)
+    assert error["code"] == "untrusted_catalog"
+
+
 def test_trust_delegate_lets_a_second_family_be_published(operator, api, fleet, tmp_path, model):
     """Two targets keys sign a new family, TUF clients accept it, and its first version goes up."""
     told = operator.json("trust", "delegate", "audio")

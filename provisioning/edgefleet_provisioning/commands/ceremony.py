@@ -22,6 +22,7 @@ from edgefleet_provisioning.fleet_folder import FleetFolder, read
 from edgefleet_provisioning.key_changes import Changes
 from edgefleet_provisioning.key_store import KeyStore
 from edgefleet_provisioning.output import Output
+from edgefleet_provisioning.seen import Seen
 from edgefleet_provisioning.settings import need_folder
 from edgefleet_shared.errors import InvalidInputError
 
@@ -50,6 +51,7 @@ def sign(
     voice, folder = Output(as_json=as_json), need_folder(fleet)
     store, keyring = KeyStore(folder), passphrase.Keyring(folder, passphrase_file)
     ceremony = _open(file, folder)
+    Seen(folder.trust_cache).check(ceremony.present.versions())
     signing.show(voice, ceremony, store)
     if not yes:
         typer.confirm("Do you sign this?", abort=True, err=True)

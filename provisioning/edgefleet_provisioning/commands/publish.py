@@ -22,8 +22,10 @@ from edgefleet_provisioning.commands.session import (
 from edgefleet_provisioning.key_store import KeyStore
 from edgefleet_provisioning.output import Output
 from edgefleet_provisioning.progress import UploadProgress
+from edgefleet_provisioning.seen import Seen
 from edgefleet_provisioning.settings import connection, need_folder
 from edgefleet_shared.identifiers import sha256_digest
+from edgefleet_shared.package import publisher_role
 
 if TYPE_CHECKING:
     from edgefleet_provisioning.packaging import Draft
@@ -122,6 +124,8 @@ def _publish(
     name = draft.about.name
     catalog = Catalog(api, folder.root(), folder.trust_cache)
     current = catalog.publisher(name)
+    seen = Seen(folder.trust_cache)
+    seen.check({publisher_role(name): current.signed.version})
     published = publishing.find_published(api, catalog, draft, floor)
     if published:
         _report(voice, published, "was published before, with the same content", already=True)
@@ -134,6 +138,7 @@ def _publish(
     release = publishing.sign(current, draft, signer, counters, datetime.now(UTC))
     with UploadProgress(voice.notes) as progress:
         publishing.send(api, draft, release, progress.tell)
+    seen.remember({publisher_role(name): current.signed.version})
     _report(voice, release, f"is published at {api.server}", already=False)
 
 

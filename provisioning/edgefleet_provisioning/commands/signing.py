@@ -121,7 +121,6 @@ def publish(session: Session, ceremony: Ceremony, folder: FleetFolder, store: Ke
     files = ceremony.files()
     encoded = {name: base64.b64encode(data).decode() for name, data in files.items()}
     session.api.post("/v1/trust/metadata", {"files": encoded})
-    folder.trust_cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     Seen(folder.trust_cache).remember(ceremony.versions())
     signed = {name for need in ceremony.needs() for name in map(store.named, need.signed)}
     session.output.result(
