@@ -121,6 +121,50 @@ def ca(world: World, *arguments: str, fails: bool = False) -> str:
     return done.stderr if fails else done.stdout
 
 
+@pytest.fixture
+def token(tmp_path, monkeypatch):
+    """A SoftHSM token; returns the address of a key on it that is not there yet."""
+    tokens = tmp_path / "tokens"
+    tokens.mkdir()
+    settings = tmp_path / "softhsm2.conf"
+    settings.write_text(f"directories.tokendir = {tokens}\nobjectstore.backend = file\n")
+    monkeypatch.setenv("SOFTHSM2_CONF", str(settings))  # the agent inherits it
+    subprocess.run(
+        ["softhsm2-util", "--init-token", "--free", "--label", "edge", "--pin", "1234",
+         "--so-pin", "5678"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    module = "/usr/lib/softhsm/libsofthsm2.so"
+    return f"pkcs11:token=edge;object=cam-3?module-path={module}&pin-value=1234"
+
+
+@pytest.mark.softhsm2
+def test_a_device_whose_key_lies_on_a_token_is_one_of_the_fleet(world, token):
+    """It enrols, connects by a key for TLS that the token vouched for, runs a model, and renews."""
+    home = world.fleet.folder / "cam-3"
+    home.mkdir()
+    config = home / "agent.toml"
+    text = (world.fleet.folder / "cam-1" / "agent.toml").read_text().replace("cam-1", "cam-3")
+    config.write_text(f"{text}\n[identity]\nkey = {json.dumps(token)}\n")
+    ticket = home / "ticket.txt"
+    world.fleet.edgefleet("device", "enroll", "cam-3", "-o", str(ticket))
+    enrolled = agent(world, "cam-3", "enroll", "--ticket-file", str(ticket))
+    world.fleet.processes.start("cam-3", [*AGENT, "run", "--config", str(config)])
+    until("cam-3 online", lambda: device(world, "cam-3")["online"])
+    assert world.roll_out("2.0.0")["state"] == "completed"
+    assert world.version("cam-3") == "2.0.0"
+    identity = home / "state" / "identity"
+    first = x509.load_pem_x509_certificate((identity / "tls.crt").read_bytes())
+    assert first.subject.rfc4514_string() == "CN=cam-3"
+    assert not (identity / "device.key").exists()
+    answer = agent(world, "cam-3", "renew")
+    assert answer["serial"] != f"{first.serial_number:X}"
+    assert device(world, "cam-3")["key"] == enrolled["key"]
+    until("cam-3 in sync", lambda: in_sync(world, "cam-3"))
+    world.fleet.processes.end("cam-3")
+    world.fleet.edgefleet("device", "decommission", "cam-3", "--yes")
+
+
 def test_the_authority_is_replaced_while_devices_are_online_and_off(world):
     """The drill: those online renew when asked, one that was off comes back over HTTP."""
     before = {name: certificate(world, name).issuer for name in world.names}

@@ -86,6 +86,8 @@ def test_a_device_is_renewed_and_revoked(cloud, real, tmp_path, capsys):
     assert agent(["renew", "--config", str(config)]) == 0
     second = real.json("device", "show", "door-1")["key"]
     assert second != first
+    newest, oldest = real.json("device", "show", "door-1")["certificates"]
+    assert {newest["key"], oldest["key"]} == {first, second}
     real.run("device", "revoke", "door-1", "--reason", "stolen")
     capsys.readouterr()
     assert agent(["renew", "--config", str(config)]) == 2

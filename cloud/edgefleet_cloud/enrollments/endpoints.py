@@ -142,6 +142,51 @@ def make_ticket(
     return Ticket(ticket=issued.text, not_after=issued.not_after)
 
 
+class Certificate(BaseModel):
+    """A certificate that a device was given; `session` means for TLS alone."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "serial": "5AF2",
+                    "key": "sha256:" + "9f86d081884c7d65" * 4,
+                    "issuer": "sha256:" + "3a3ea00cfc35332c" * 4,
+                    "not_before": "2026-01-31T11:55:00.000Z",
+                    "not_after": "2026-03-02T12:00:00.000Z",
+                    "revoked": None,
+                    "reason": "",
+                    "session": False,
+                }
+            ]
+        }
+    )
+
+    serial: str
+    key: str
+    issuer: str
+    not_before: str
+    not_after: str
+    revoked: str | None
+    reason: str
+    session: bool
+
+
+class Certificates(BaseModel):
+    """A device's certificates, newest first."""
+
+    items: list[Certificate]
+
+
+@tickets.get("/{device_id}/certificates", dependencies=[allow("devices.read")])
+def list_certificates(enrollments: Service, db: Db, scope: Scoped, device_id: str) -> Certificates:
+    """List the certificates that a device was given, newest first."""
+    with db.read() as session:
+        rows = enrollments.certificates(session, device_id, scope)
+        fields = set(Certificate.model_fields)
+        return Certificates(items=[Certificate(**row.model_dump(include=fields)) for row in rows])
+
+
 class RenewalRequest(BaseModel):
     """Who asks, and the request in base64: a DSSE envelope signed by the device's present key."""
 

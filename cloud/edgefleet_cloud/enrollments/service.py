@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ from sqlmodel import Session
 from edgefleet_cloud.auth.caller import Scope
 from edgefleet_cloud.authority import requests
 from edgefleet_cloud.authority.service import Certificates
+from edgefleet_cloud.authority.tables import CertificateRow
 from edgefleet_cloud.devices.service import Devices, refuse_decommissioned
 from edgefleet_cloud.devices.service import described as device_state
 from edgefleet_cloud.devices.tables import ENROLLED, DeviceRow
@@ -137,6 +138,17 @@ class Enrollments:
         ticket = tickets.issue(self._fleet, "", url, root, now + life, kind.prefix)
         row = self.groups.add(session, ticket, kind, now, actor, scope)
         return row, Issued(tickets.encode(ticket), ticket.not_after)
+
+    def certificates(
+        self, session: Session, device_id: str, scope: Scope = None
+    ) -> Sequence[CertificateRow]:
+        """Return the certificates that a device was given, newest first.
+
+        Raises:
+            NotFoundError: There is no such device within the scope.
+        """
+        row = self._devices.get(session, device_id, scope)
+        return self._certificates.of_device(session, row.id)
 
     def end_group(self, session: Session, ticket: str, actor: str, scope: Scope = None) -> None:
         """End a group ticket.

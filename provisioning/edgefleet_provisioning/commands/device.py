@@ -110,11 +110,17 @@ def show(session: Session, device: KnownId) -> None:
     pairs: list[tuple[str, object]] = [
         (key, found.get(key)) for key in ("id", "state", "online", "hardware", "key", "last_seen")
     ]
-    pairs += [("labels", _labels(found)), ("in sync", state.get("in_sync"))]
+    given = session.api.get(f"{path}/certificates")["items"]
+    until = next((c["not_after"] for c in given if not c["revoked"]), None)
+    pairs += [
+        ("certificate until", until),
+        ("labels", _labels(found)),
+        ("in sync", state.get("in_sync")),
+    ]
     for name, slot in (found.get("slots") or {}).items():
         reason = f" ({slot['reason']}: {slot['detail']})" if slot.get("reason") else ""
         pairs.append((f"runs {name}", f"{slot.get('active_version')} {slot.get('state')}{reason}"))
-    session.output.details({**found, "desired_reported": state}, pairs)
+    session.output.details({**found, "desired_reported": state, "certificates": given}, pairs)
 
 
 @app.command("label")
