@@ -211,3 +211,21 @@ def test_60_a_device_is_pinned_to_its_key(cloud, enrolled):
         assert row.previous_until is not None
         row.previous_until = format_time(system_clock() - timedelta(seconds=1))
     assert hear(10, old) == 8
+
+
+def test_60_a_key_for_tls_ends_with_the_key_that_vouched_for_it(cloud, enrolled):
+    """A thief's certificate for TLS alone is on the revocation list once the device has renewed."""
+    old, new = enrolled.key, new_key()
+    theirs = enrolled.renewal(new_key(), purpose="session")
+    stolen = renewed(enrolled.renew(theirs))
+    assert enrolled.row()["key"] == digest(old)
+    renewed(enrolled.renew(enrolled.renewal(new)))
+    assert code(enrolled.renew(enrolled.renewal(new_key(), purpose="session"))) == "signature"
+    body = Reported(1, "cam-1", "boot", 1, "2026-01-01T00:00:00Z", 0, {})
+    sealed = dsse.seal(strict_json.encode(body), REPORTED_TYPE, CryptoSigner(new))
+    cloud.program.app.state.parts.get(Ingest).handle("cam-1", "reported", "", sealed)
+    serial = x509.load_pem_x509_certificate(stolen.certificate.encode()).serial_number
+    given = cloud.client.get("/v1/devices/cam-1/certificates").json()["items"]
+    ended = {each["serial"]: each["revoked"] for each in given}
+    assert ended[f"{serial:X}"] is not None
+    assert list(ended.values()).count(None) == 1

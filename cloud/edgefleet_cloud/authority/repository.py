@@ -27,7 +27,7 @@ def revoke(session: Session, device_id: str, now: str, reason: str) -> int:
 
 
 def supersede(
-    session: Session, device_id: str, keep: str, since: str, *, sessions: bool = False
+    session: Session, device_id: str, keep: str, since: str, *, sessions_only: bool = False
 ) -> None:
     """Revoke, from some time on, a device's certificates for other keys than one.
 
@@ -36,15 +36,15 @@ def supersede(
         device_id: The device.
         keep: Digest of the key whose certificates stay.
         since: When, perhaps a time to come.
-        sessions: Whether those for TLS alone go too.
+        sessions_only: Whether only those for TLS alone go.
     """
     query = update(CertificateRow).where(
         col(CertificateRow.device) == device_id,
         col(CertificateRow.key) != keep,
         col(CertificateRow.revoked).is_(None),
     )
-    if not sessions:
-        query = query.where(col(CertificateRow.session).is_(False))
+    if sessions_only:
+        query = query.where(col(CertificateRow.session).is_(True))
     session.execute(query.values(revoked=since, reason=SUPERSEDED))
 
 

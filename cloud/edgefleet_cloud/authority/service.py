@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
@@ -15,6 +16,9 @@ from edgefleet_cloud.authority.tables import CertificateRow
 from edgefleet_cloud.database import after_commit
 from edgefleet_cloud.ports import Clock, Disconnector, system_clock
 from edgefleet_shared.times import format_time, parse_time
+
+OVERLAP = timedelta(minutes=10)
+"""How long a certificate or key counts after its successor: what it sent may still be under way."""
 
 
 class Certificates:
@@ -66,6 +70,11 @@ class Certificates:
                 session=for_session,
             )
         )
+        if for_session:
+            # The one before it serves until the device has taken this one up.
+            since = format_time(self._clock() + OVERLAP)
+            keep = describe(key).digest
+            repository.supersede(session, device_id, keep, since, sessions_only=True)
         return pem
 
     def revoke_device(self, session: Session, device_id: str, reason: str) -> int:
@@ -80,8 +89,7 @@ class Certificates:
 
     def supersede(self, session: Session, device_id: str, keep: str) -> None:
         """Revoke a device's certificates for other keys than the one of digest `keep`."""
-        now = format_time(self._clock())
-        repository.supersede(session, device_id, keep, now, sessions=True)
+        repository.supersede(session, device_id, keep, format_time(self._clock()))
 
     def revoked(self, session: Session) -> Sequence[Revoked]:
         """Return what a revocation list must hold: what was revoked and would still be valid."""

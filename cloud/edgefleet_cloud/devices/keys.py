@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from securesystemslib.signer import Key, SSlibKey
 from sqlmodel import Session
 
 from edgefleet_cloud.authority import repository as certificates
+from edgefleet_cloud.authority.service import OVERLAP
 from edgefleet_cloud.database import Database
 from edgefleet_cloud.devices import repository
 from edgefleet_cloud.devices.tables import ENROLLED, DeviceRow
 from edgefleet_shared.times import format_time, parse_time
-
-OVERLAP = timedelta(minutes=10)
-"""How long a key counts after its successor was heard: what it signed may still be on its way."""
 
 
 def key_of_row(row: DeviceRow | None) -> Key | None:

@@ -53,6 +53,7 @@ class Asking:
         self._transport = transport
         self._events = events
         self._clock = clock
+        self._settled = ""  # the authorities that nobody is left to be told of
 
     def ask(self, session: Session, device_id: str, actor: str, scope: Scope = None) -> DeviceRow:
         """Ask one device to renew, now or on its next contact.
@@ -100,9 +101,13 @@ class Asking:
     def sweep(self) -> None:
         """Ask, a hundred at a time, devices that were not told who is trusted now."""
         bundle = self._certificates.ca.bundle
+        if bundle == self._settled:
+            return
         with self._database.read() as session:
             due = repository.not_told(session, bundle, AT_A_TIME)
-        if due:
+        if not due:
+            self._settled = bundle
+        else:
             with self._database.write() as session:
                 for device_id in due:
                     self._ask(session, self._devices.get(session, device_id))
