@@ -14,8 +14,8 @@ from tuf.ngclient import Updater
 from tuf.ngclient.fetcher import FetcherInterface
 
 from edgefleet_provisioning.api import Api
-from edgefleet_provisioning.ceremony import Present, read_present
 from edgefleet_provisioning.errors import NotFoundError
+from edgefleet_provisioning.present import Present, read_present
 from edgefleet_provisioning.repository import file_name
 from edgefleet_shared.errors import EdgeFleetError, InvalidInputError, TrustError
 from edgefleet_shared.package import publisher_role, target_path

@@ -13,7 +13,7 @@ from typing import Any
 from securesystemslib.signer import Key
 from tuf.api.metadata import DelegatedRole, Metadata, Root, Targets
 
-from edgefleet_provisioning.ceremony import Present
+from edgefleet_provisioning.present import Present
 from edgefleet_provisioning.repository import file_name
 from edgefleet_shared.errors import InvalidInputError
 from edgefleet_shared.package import publisher_role

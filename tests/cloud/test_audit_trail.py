@@ -11,8 +11,8 @@ import httpx
 from edgefleet_cloud import compose
 from edgefleet_cloud.audit import configuration
 from edgefleet_cloud.config import Broker, Config
-from edgefleet_provisioning.ceremony import read_present
 from edgefleet_provisioning.key_changes import Changes
+from edgefleet_provisioning.present import read_present
 from edgefleet_shared import reasons
 from edgefleet_shared.identifiers import sha256_digest
 from tests.fleet_folder import small_package

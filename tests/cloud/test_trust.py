@@ -16,8 +16,8 @@ from edgefleet_cloud.trust import chain
 from edgefleet_cloud.trust.key_folder import KeyFolder
 from edgefleet_cloud.trust.repository import PENDING, MetadataFolder
 from edgefleet_cloud.trust.service import Trust
-from edgefleet_provisioning.ceremony import read_present
 from edgefleet_provisioning.key_changes import Changes
+from edgefleet_provisioning.present import read_present
 from edgefleet_shared import bundle
 from edgefleet_shared.bundle import BundleFetcher
 from edgefleet_shared.errors import InvalidInputError, TrustError

@@ -14,8 +14,9 @@ from tuf.ngclient import Updater
 from edgefleet_cloud.trust import chain, online, rules
 from edgefleet_cloud.trust.key_folder import OnlineKeys
 from edgefleet_provisioning import repository
-from edgefleet_provisioning.ceremony import Ceremony, read_present
+from edgefleet_provisioning.ceremony import Ceremony
 from edgefleet_provisioning.key_changes import Changes
+from edgefleet_provisioning.present import read_present
 from edgefleet_shared.bundle import BundleFetcher
 from edgefleet_shared.errors import InvalidInputError
 

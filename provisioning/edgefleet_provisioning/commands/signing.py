@@ -11,7 +11,7 @@ import typer
 
 from edgefleet_provisioning import ceremony_text, signers
 from edgefleet_provisioning.catalog import Catalog
-from edgefleet_provisioning.ceremony import Ceremony, Present
+from edgefleet_provisioning.ceremony import Ceremony
 from edgefleet_provisioning.commands.session import Session
 from edgefleet_provisioning.durable import write_file
 from edgefleet_provisioning.fleet_folder import FleetFolder
@@ -19,6 +19,7 @@ from edgefleet_provisioning.key_changes import Changes
 from edgefleet_provisioning.key_store import KeyStore
 from edgefleet_provisioning.output import Output
 from edgefleet_provisioning.passphrase import Keyring
+from edgefleet_provisioning.present import Present
 from edgefleet_provisioning.seen import Seen
 from edgefleet_provisioning.settings import need_folder
 from edgefleet_shared.errors import InvalidInputError
