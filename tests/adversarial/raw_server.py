@@ -12,19 +12,25 @@ Script = Callable[[socket.socket, dict[str, str]], None]
 """Answers one request on its connection, given the request's headers in lower case."""
 
 
+Tls = Callable[[socket.socket], socket.socket]
+"""Does the server's side of a handshake."""
+
+
 class RawServer:
     """Runs a script for each connection; requests are kept.
 
     Attributes:
+        tls: Comes before it, for a server of HTTPS.
         script: What to do; may be changed while the server runs.
         requests: Headers of every request.
     """
 
-    def __init__(self, script: Script) -> None:
-        self.script = script
+    def __init__(self, script: Script, tls: Tls | None = None) -> None:
+        self.script, self.tls = script, tls
         self.requests: list[dict[str, str]] = []
         self._socket = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/v1/blobs"
+        scheme, port = "https" if tls else "http", self._socket.getsockname()[1]
+        self.url = f"{scheme}://127.0.0.1:{port}/v1/blobs"
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
@@ -37,17 +43,24 @@ class RawServer:
 
     def _serve(self, connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError):
-            data = b""
-            while b"\r\n\r\n" not in data:
-                got = connection.recv(65536)
-                if not got:
-                    return
-                data += got
-            lines = data.decode("latin-1").split("\r\n")[1:]
-            pairs = (line.partition(":") for line in lines if line)
-            headers = {name.lower(): value.strip() for name, _, value in pairs}
-            self.requests.append(headers)
-            self.script(connection, headers)
+            line = self.tls(connection) if self.tls else connection
+            try:
+                self._answer(line)
+            finally:
+                line.close()
+
+    def _answer(self, connection: socket.socket) -> None:
+        data = b""
+        while b"\r\n\r\n" not in data:
+            got = connection.recv(65536)
+            if not got:
+                return
+            data += got
+        lines = data.decode("latin-1").split("\r\n")[1:]
+        pairs = (line.partition(":") for line in lines if line)
+        headers = {name.lower(): value.strip() for name, _, value in pairs}
+        self.requests.append(headers)
+        self.script(connection, headers)
 
     def close(self) -> None:
         """End; a connection that is being served ends with its script."""

@@ -5,12 +5,19 @@ from __future__ import annotations
 import gzip
 import resource
 import socket
+import ssl
 import threading
 import time
 import unicodedata
+from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from edgefleet_agent.config import Store as StoreConfig
 from edgefleet_agent.fetch import Fetcher
@@ -30,9 +37,9 @@ DIGEST = sha256_digest(BODY)
 class Fetch:
     """One fetch of `BODY` in a thread, from a server that a test scripts."""
 
-    def __init__(self, folder: Path, script, **config) -> None:
+    def __init__(self, folder: Path, script, tls=None, **config) -> None:
         self.store = Store(folder / "store", 10_000_000)
-        self.server = RawServer(script)
+        self.server = RawServer(script, tls)
         self.errors: list = []
         self.stop = threading.Event()
         settings = StoreConfig(**{"fetch_stall_s": 0.6, "fetch_min_bytes_per_s": 256, **config})
@@ -70,8 +77,8 @@ def fetch(tmp_path):
     """Start a fetch; it is ended with the test."""
     running: list[Fetch] = []
 
-    def start(script, **config) -> Fetch:
-        running.append(Fetch(tmp_path, script, **config))
+    def start(script, tls=None, **config) -> Fetch:
+        running.append(Fetch(tmp_path, script, tls, **config))
         return running[-1]
 
     yield start
@@ -169,6 +176,53 @@ def test_33_a_byte_now_and_then_is_given_up_and_resumed(fetch, what):
     one.ends_well_with(honest)
     resumed = one.server.requests[-1].get("range", "")
     assert (int(resumed.removeprefix("bytes=").rstrip("-")) >= 100_000) if what == "body" else True
+
+
+def test_33_tls_is_watched_from_its_first_byte(fetch, tmp_path, monkeypatch):
+    """A handshake that drips is left too; with a server that keeps time the blob comes by HTTPS."""
+    certificate, key = self_signed(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+
+    def stall(connection):
+        time.sleep(0.2)
+        drip(connection, b"\x16\x03\x03\x40\x00" + bytes(4000), 0.05)
+
+    one = fetch(honest, tls=stall)
+    one.fails_with("too_slow")
+    one.server.tls = lambda connection: context.wrap_socket(connection, server_side=True)
+    one.ends_well_with(honest)
+
+
+def self_signed(folder: Path) -> tuple[Path, Path]:
+    """Write a certificate for 127.0.0.1 that signs itself, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False
+        )
+        .sign(key, hashes.SHA256())
+    )
+    paths = folder / "server.crt", folder / "server.key"
+    paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    paths[1].write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    return paths
 
 
 def test_33_a_stalled_fetch_ends_at_once_when_nobody_wants_it(fetch):

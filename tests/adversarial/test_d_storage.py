@@ -128,7 +128,7 @@ def test_37_a_disk_that_is_full_at_any_write_costs_no_service(course):
     calls = course.calls()
     assert len(calls) > 100
     assert {"write", "pwrite", "fsync", "rename", "create"} <= {c.split()[0] for c in calls}
-    parts = 4
+    parts = 3
     for index in range(parts):
         at = round((index + 0.5) * len(calls) / parts)
         assert course.run(at)["hit"], at

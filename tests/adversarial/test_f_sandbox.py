@@ -185,6 +185,8 @@ def alone(layer: str, name: str, target) -> str:
         "from edgefleet_agent.worker import landlock, sandbox, seccomp;"
         "layer, name, target = sys.argv[1:];"
         "sandbox.prctl(38, 1);"
+        "layer, _, version = layer.partition(' ');"
+        "landlock.abi = (lambda: int(version)) if version else landlock.abi;"
         "layer == 'landlock' and landlock.restrict(sandbox.READABLE, []);"
         "layer == 'seccomp' and seccomp.install(fatal=False);"
         "layer == 'capabilities' and sandbox.drop_capabilities()\n"
@@ -222,6 +224,17 @@ def test_53_each_layer_holds_by_itself(ear, tmp_path, name, answers):
             victim.write_text("a secret")
             assert alone(layer, name, targets.get(name, victim)) == answer, layer
         sleeper.kill()
+
+
+@pytest.mark.skipif(landlock.abi() < 6, reason="the kernel's own Landlock is too old to compare")
+@pytest.mark.parametrize(("version", "tcp"), [(1, "done"), (2, "done"), (3, "done"), (5, "EACCES")])
+def test_53_an_older_landlock_does_what_it_can(ear, tmp_path, version, tcp):
+    """A kernel is asked for no more than its version knows: files from 1 on, TCP from 4 on."""
+    victim = tmp_path / "victim"
+    victim.write_text("a secret")
+    assert alone(f"landlock {version}", "write", victim) == "EACCES"
+    assert alone(f"landlock {version}", "read", victim) == "EACCES"
+    assert alone(f"landlock {version}", "connect", "{}:{}".format(*ear.getsockname())) == tcp
 
 
 def test_53_filters_are_right_for_every_architecture_that_is_known():
