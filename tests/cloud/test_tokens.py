@@ -97,6 +97,7 @@ def test_its_last_use_is_known_to_the_hour(cloud):
         ({"name": "ci", "days": None}, 422),
         ({"name": "ci", "role": "root"}, 422),
         ({"name": "ci", "scope": "online == true"}, 400),
+        ({"name": "ci", "scope": " "}, 400),
         ({"name": "C I"}, 422),
     ],
 )

@@ -178,6 +178,7 @@ def test_a_token_is_given_used_and_taken_back(real):
     assert real.json("token", "revoke", "ci", "--reason", "seen in a log")["revoked"]
     assert real.error("whoami", "--token", made["token"], code=1)["code"] == "unauthenticated"
     assert real.error("token", "create", "ci", code=1)["code"] == "already_exists"
+    assert real.error("token", "create", "wide", "--scope", "")["code"] == "invalid_filter"
     assert real.run("token", "create", "plain").stdout.startswith("eft_")
 
 

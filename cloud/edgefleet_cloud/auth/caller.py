@@ -84,7 +84,7 @@ def read_scope(role: Role, text: str) -> Scope:
     Raises:
         FilterError: It is no filter over devices or, for a publisher, over `model`.
     """
-    return parse(text, MODELS if role is Role.PUBLISHER else DEVICES) if text.strip() else None
+    return parse(text, MODELS if role is Role.PUBLISHER else DEVICES) if text else None
 
 
 def describe(scope: Scope) -> str:

@@ -8,6 +8,7 @@ import typer
 
 from edgefleet_provisioning.api import segment
 from edgefleet_provisioning.commands.session import Session, connected, reading
+from edgefleet_shared.errors import InvalidInputError
 from edgefleet_shared.identifiers import check_name
 
 app = typer.Typer(help="Give, list and take back API tokens.", no_args_is_help=True)
@@ -22,11 +23,19 @@ def create(
     role: Annotated[
         str, typer.Option(help="viewer, operator, publisher, provisioner or admin.")
     ] = "viewer",
-    scope: Annotated[str, typer.Option(help="A filter, for example: labels.site == 'berlin'")] = "",
+    scope: Annotated[
+        str | None, typer.Option(help="A filter, for example: labels.site == 'berlin'")
+    ] = None,
     days: Annotated[int, typer.Option(min=1, max=366, help="Until it expires.")] = 90,
 ) -> None:
     """Make a token and print it: this once, for the server keeps only its hash."""
-    body = {"name": check_name(name, "token"), "role": role, "scope": scope, "days": days}
+    if scope is not None and not scope.strip():  # a variable that was not set, perhaps
+        raise InvalidInputError(
+            "The scope is empty.",
+            code="invalid_filter",
+            hint="Leave --scope out if the whole fleet is meant.",
+        )
+    body = {"name": check_name(name, "token"), "role": role, "scope": scope or "", "days": days}
     made = session.api.post("/v1/tokens", body)
     within = f" within {made.get('scope')}" if made.get("scope") else ""
     session.output.note(f"{name}: {made.get('role')}{within} until {made.get('expires')}")
