@@ -262,3 +262,34 @@ def test_what_the_server_cannot_use_is_one_paragraph(real, case):
     result = real.run(*WRONG[case], "--json", code=None)
     assert result.exit_code in {1, 2}
     assert json.loads(result.stdout)["error"]["message"]
+
+
+def test_each_role_can_do_its_work(real, enrolled, tmp_path):
+    """Publishing, enrolling, rolling out and watching need no admin; each role does no more."""
+
+    def acting(role, *scope):
+        made = real.json("token", "create", f"the-{role}", "--role", role, *scope)
+        return lambda *words, **more: real.json(*words, "--token", made["token"], **more)
+
+    publisher = acting("publisher", "--scope", "model == 'digits'")
+    provisioner, operator = acting("provisioner"), acting("operator")
+    viewer = acting("viewer", "--scope", "labels.site == 'berlin'")
+    package = arguments(bad.save(bad.good(), tmp_path / "m"), "3.0.0")
+    assert publisher(*package)["version"] == "3.0.0"
+    assert provisioner("device", "enroll", "cam-77", "--label", "site=oslo")
+    rollout = operator("rollout", "create", "digits", "3.0.0", "--selector", f"id == '{enrolled}'")
+    assert operator("rollout", "stop", rollout["id"])["state"] == "stopped"
+    assert operator("device", "label", "cam-77", "room=7")["labels"]["room"] == "7"
+    assert [d["id"] for d in viewer("device", "list")] == [enrolled]
+    assert viewer("rollout", "show", rollout["id"])["state"] == "stopped"
+    assert viewer("status")["devices"] == 1
+    assert provisioner("device", "rm", "cam-77")
+    refused = (
+        (publisher, ("device", "list")),
+        (provisioner, ("rollout", "stop", rollout["id"])),
+        (operator, ("token", "list")),
+        (viewer, ("device", "label", enrolled, "room=9")),
+    )
+    for who, words in refused:
+        document = who(*words, code=1)
+        assert document["error"]["code"] == "forbidden", words
