@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -36,19 +37,22 @@ class Device:
         self.process: subprocess.Popen[bytes] | None = None
         self.log = (self.folder / "log").open("ab")
 
-    def start(self, **environ: str) -> None:
-        """Start agentd, with so much more in its environment."""
+    def start(self, *before: str, **environ: str) -> None:
+        """Start agentd, perhaps behind another command, with so much more in its environment."""
+        agentd = [sys.executable, "-m", "tests.faults.agentd", str(self.toml), str(self.net)]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.agentd", str(self.toml), str(self.net)],
+            [*before, *agentd],
             stdout=self.log,
             stderr=self.log,
             env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **environ},
+            start_new_session=True,
         )
 
     def kill(self) -> None:
-        """`kill -9` agentd."""
+        """`kill -9` agentd, and what it was started behind."""
         assert self.process is not None
-        self.process.send_signal(signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def cut_power(self) -> None:

@@ -37,12 +37,15 @@ class Course:
     def __init__(self) -> None:
         self.world = World()
         self.device = Device(self.world)
-        self.library = build(self.device.folder)
+        self._prepare()
         self.one, self.two = self._serving(), self.world.publish("2.0.0")
         self.before = self.floors()
         shutil.copytree(self.device.state, self.device.folder / "template")
         self.device.assign(self.two)
         (self.device.net / "desired").rename(self.device.folder / "desired")
+
+    def _prepare(self) -> None:
+        self._library = build(self.device.folder)
 
     def _serving(self) -> SlotAssignment:
         device, one = self.device, self.world.publish("1.0.0")
@@ -67,8 +70,12 @@ class Course:
         device.net.mkdir()
         shutil.copy(device.folder / "desired", device.net / "desired")
         (device.folder / "calls").unlink(missing_ok=True)
+        self._start(at)
+
+    def _start(self, at: int) -> None:
+        device = self.device
         device.start(
-            LD_PRELOAD=str(self.library),
+            LD_PRELOAD=str(self._library),
             CRASH_ROOT=str(device.state),
             CRASH_AT=str(at),
             CRASH_LOG=str(device.folder / "calls"),
@@ -95,6 +102,7 @@ class Course:
         self._again(at)
         with Witness(device) as witness:
             hit = self._died()
+        self._lose()
         assert witness.seen <= either | {""}  # the gateway is new: it begins with nothing
         left = self.floors()
         assert not_below(left, self.before), (left, self.before)
@@ -114,6 +122,9 @@ class Course:
         self._numbers()
         device.cut_power()
         return hit
+
+    def _lose(self) -> None:
+        """Lose what a power cut would have lost besides; the library has done it already."""
 
     def _died(self) -> bool:
         process = self.device.process
