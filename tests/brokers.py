@@ -20,7 +20,6 @@ from edgefleet_cloud import migrations
 from edgefleet_cloud.authority.issuing import DeviceCa
 from edgefleet_cloud.authority.service import Certificates
 from edgefleet_cloud.broker import mosquitto
-from edgefleet_cloud.broker.acl import MANAGER
 from edgefleet_cloud.broker.credentials import Credentials, write_pair
 from edgefleet_cloud.broker.disconnect import Disconnections, Parts
 from edgefleet_cloud.broker.embedded import EmbeddedBroker, Tls
@@ -32,6 +31,7 @@ from edgefleet_cloud.events.service import EventLog
 from edgefleet_cloud.ports import Clock, Transport, system_clock
 from edgefleet_cloud.transports.mqtt import MqttSettings, MqttTransport
 from edgefleet_provisioning import certificates, keys
+from edgefleet_shared.identifiers import MANAGER
 from edgefleet_shared.times import format_time
 
 NEEDS_MOSQUITTO = (

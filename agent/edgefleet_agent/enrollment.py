@@ -32,7 +32,7 @@ from edgefleet_agent.identity import (
 from edgefleet_agent.trust.floors import Floors, FloorStore
 from edgefleet_shared import strict_json
 from edgefleet_shared.errors import InvalidInputError, TrustError
-from edgefleet_shared.identifiers import check_digest, check_name, sha256_digest
+from edgefleet_shared.identifiers import check_device, check_digest, check_name, sha256_digest
 
 TICKET_MAX_BYTES = 4096
 KEY_CHARACTERS = 12
@@ -80,7 +80,7 @@ def read_ticket(text: str) -> Ticket:
         data = base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))
         ticket = strict_json.decode(data, Ticket, max_bytes=TICKET_MAX_BYTES, what="ticket")
         check_name(ticket.fleet, "fleet")
-        check_name(ticket.group or ticket.device, "device")
+        check_device(ticket.group or ticket.device)
         check_digest(ticket.root)
     except (binascii.Error, ValueError, InvalidInputError) as error:
         raise InvalidInputError(
@@ -143,7 +143,7 @@ def _named(ticket: Ticket, key: ec.EllipticCurvePrivateKey, wished: str, present
             )
         return ticket
     digits = key_digest(key).removeprefix("sha256:")[:KEY_CHARACTERS]
-    name = check_name(wished or present or f"{ticket.group}-{digits}", "device")
+    name = check_device(wished or present or f"{ticket.group}-{digits}")
     return msgspec.structs.replace(ticket, device=name)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from edgefleet_shared.errors import InvalidInputError
-from edgefleet_shared.identifiers import check_name
+from edgefleet_shared.identifiers import check_device
 
 COLUMNS = ("id", "hardware", "labels")
 MAX_DEVICES = 20_000
@@ -92,7 +92,7 @@ def _line(
         return Problem(number, "", "it has more or fewer cells than the first line")
     column = "id"
     try:
-        body: dict[str, Any] = {"id": check_name(row["id"].strip(), "device")}
+        body: dict[str, Any] = {"id": check_device(row["id"].strip())}
         body["hardware"] = (row.get("hardware") or "").strip() or default_hardware
         column = "labels"
         texts = [text.strip() for text in (row.get("labels") or "").split(";") if text.strip()]

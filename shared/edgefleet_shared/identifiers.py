@@ -17,6 +17,12 @@ _LABEL = r"[0-9A-Za-z-]+"
 VERSION = re.compile(
     rf"{_NUMBER}\.{_NUMBER}\.{_NUMBER}(?:-(?=.{{1,32}}\Z){_LABEL}(?:\.{_LABEL})*)?"
 )
+MANAGER = "fleet-manager"
+"""Common name of the fleet manager's certificate; further processes are `fleet-manager-2` and on,
+because one certificate is one MQTT client."""
+PROBE = "broker-probe"
+"""Common name with which the fleet manager asks whether a broker answers; it may do nothing."""
+_OURS = re.compile(rf"(?:{MANAGER}|{PROBE})(?:-.*)?")
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -31,6 +37,27 @@ def check_name(value: str, what: str) -> str:
             f"{value!r} cannot name a {what}.",
             code="invalid_name",
             hint="Use 1 to 63 of a-z, 0-9 and '-', starting and ending with a letter or digit.",
+        )
+    return value
+
+
+def is_reserved(name: str) -> bool:
+    """Return whether a name is the fleet manager's own at the broker, so that no device has it."""
+    return bool(_OURS.fullmatch(name))
+
+
+def check_device(value: str) -> str:
+    """Return `value` if it may name a device.
+
+    Raises:
+        InvalidInputError: It may not (code `invalid_name`).
+    """
+    check_name(value, "device")
+    if is_reserved(value):
+        raise InvalidInputError(
+            f"{value!r} cannot name a device: the fleet manager has that name at the broker.",
+            code="invalid_name",
+            hint=f"Do not begin with {MANAGER} or {PROBE}.",
         )
     return value
 

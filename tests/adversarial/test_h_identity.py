@@ -130,7 +130,10 @@ def test_59_what_a_request_asks_for_decides_nothing(device, name):
     assert list(usage) == [x509.ExtendedKeyUsageOID.CLIENT_AUTH]
 
 
-@pytest.mark.parametrize("name", ["../cam-1", "+", "#", "a/b", "CAM", "", "a" * 80, "a\u0000b"])
+@pytest.mark.parametrize(
+    "name",
+    ["../cam-1", "+", "#", "a/b", "CAM", "", "a" * 80, "a\u0000b", "fleet-manager", "broker-probe"],
+)
 def test_59_no_device_has_such_an_id(cloud, name):
     """What would be a path, a wildcard or another's topic is never registered."""
     assert code(cloud.client.post("/v1/devices", json={"id": name})) == "invalid_name"

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from edgefleet_cloud.broker import embedded
-from edgefleet_cloud.broker.acl import MANAGER
 from edgefleet_cloud.broker.credentials import write_pair
 from edgefleet_cloud.broker.probe import Answer, client_context, connect
 from edgefleet_cloud.broker.revocations import RevocationLists
 from edgefleet_cloud.ports import system_clock
 from edgefleet_shared import topics
+from edgefleet_shared.identifiers import MANAGER
 from tests.brokers import KINDS, Client, SecureBroker, make_authority, until
 
 

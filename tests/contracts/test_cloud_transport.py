@@ -10,12 +10,12 @@ from typing import Protocol
 
 import pytest
 
-from edgefleet_cloud.broker.acl import MANAGER
 from edgefleet_cloud.broker.embedded import EmbeddedBroker
 from edgefleet_cloud.ports import Transport
 from edgefleet_cloud.transports.mqtt import MqttSettings, MqttTransport
 from edgefleet_shared import topics
 from edgefleet_shared.errors import InvalidInputError
+from edgefleet_shared.identifiers import MANAGER
 from tests.brokers import KINDS, SecureBroker, until
 from tests.fakes.cloud_transport import MemoryBroker, MemoryTransport
 

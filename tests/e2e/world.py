@@ -15,12 +15,12 @@ from urllib.parse import urlsplit
 import numpy as np
 import paho.mqtt.client as mqtt
 
-from edgefleet_cloud.broker.acl import MANAGER
 from edgefleet_provisioning.demo.digits import Digits
 from edgefleet_provisioning.demo.fleet import AGENT, Fleet
 from edgefleet_provisioning.demo.load import Client, UnixConnection
 from edgefleet_provisioning.demo.processes import run_json
 from edgefleet_shared import topics
+from edgefleet_shared.identifiers import MANAGER
 from tests.brokers import any_certificate
 
 ENDED = {"completed", "stopped", "rolled_back", "paused"}

@@ -24,7 +24,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from edgefleet_cloud.authority.requests import describe
 from edgefleet_shared.errors import UnavailableError
-from edgefleet_shared.identifiers import sha256_digest
+from edgefleet_shared.identifiers import check_device, sha256_digest
 
 LIFE = timedelta(days=30)
 CLOCK_SLACK = timedelta(minutes=5)  # a device whose clock is a little behind must still start
@@ -94,7 +94,13 @@ class DeviceCa:
         return self._issuers
 
     def sign(self, key: EllipticCurvePublicKey, fleet: str, device: str, now: datetime) -> str:
-        """Return a device's certificate as PEM."""
+        """Return a device's certificate as PEM.
+
+        Raises:
+            InvalidInputError: The name is none of a device (code `invalid_name`): a broker would
+                take a wildcard or a fleet manager for it.
+        """
+        check_device(device)
         uri = x509.UniformResourceIdentifier(f"urn:fleet:{fleet}:device:{device}")
         return self._client(key, device, [uri], now, self._life)
 

@@ -5,31 +5,18 @@ mosquitto reads the same rules from the file that `mosquitto.acl` writes; amqtt 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 
 from edgefleet_shared import topics
-from edgefleet_shared.identifiers import NAME
+from edgefleet_shared.identifiers import MANAGER, NAME, is_reserved
 
-MANAGER = "fleet-manager"
-"""Common name of the fleet manager's certificate; further processes are `fleet-manager-2` and on,
-because one certificate is one MQTT client."""
-PROBE = "broker-probe"
-"""Common name with which the fleet manager asks whether a broker answers; it may do nothing."""
 EMBEDDED_MANAGERS = 2
 """The embedded broker knows a second one, for whoever must look at it without ending the first."""
-
-_OURS = re.compile(rf"{MANAGER}(-[0-9]+)?|{PROBE}")
 
 
 def managers(count: int) -> tuple[str, ...]:
     """Return the names of that many fleet managers."""
     return (MANAGER, *(f"{MANAGER}-{number}" for number in range(2, count + 1)))
-
-
-def is_ours(name: str) -> bool:
-    """Return whether a name is the fleet manager's own, so that no device may have it."""
-    return bool(_OURS.fullmatch(name))
 
 
 class Acl:
@@ -55,7 +42,7 @@ class Acl:
     def _patterns(self, name: str, access: str) -> list[str]:
         if name in self._managers:
             return [f"{topics.ROOT}/#"]
-        if not NAME.fullmatch(name) or is_ours(name):
+        if not NAME.fullmatch(name) or is_reserved(name):
             return []
         rules = topics.acl_patterns()
         return [pattern.replace("%u", name) for word, pattern in rules if word == access]

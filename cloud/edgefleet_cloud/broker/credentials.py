@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives.serialization import (
 
 from edgefleet_cloud import durable
 from edgefleet_cloud.authority.issuing import DeviceCa
-from edgefleet_cloud.broker.acl import MANAGER, PROBE
 from edgefleet_cloud.ports import Clock, system_clock
+from edgefleet_shared.identifiers import MANAGER, PROBE
 
 LIFE = timedelta(days=30)
 RENEW_BEFORE = timedelta(days=10)

@@ -188,7 +188,7 @@ class Disconnections:
             repository.finish(session, device, since, now)
             self._parts.events.record(
                 session,
-                type="device.disconnected",
+                type="device.cut_off",
                 step=Step.TARGET,
                 subject=f"devices/{device}",
                 message=f"{device} is out: connection, session and retained messages are gone.",

@@ -19,12 +19,12 @@ from cryptography import x509
 from edgefleet_cloud import durable
 from edgefleet_cloud.authority import repository
 from edgefleet_cloud.authority.issuing import CLOCK_SLACK, DeviceCa, Revoked
-from edgefleet_cloud.broker.acl import PROBE
 from edgefleet_cloud.broker.credentials import write_pair
 from edgefleet_cloud.broker.probe import Address, Answer, client_context, connect
 from edgefleet_cloud.database import Database
 from edgefleet_cloud.ports import Clock, EventSink, system_clock
 from edgefleet_shared.errors import EdgeFleetError
+from edgefleet_shared.identifiers import PROBE
 from edgefleet_shared.steps import Step
 from edgefleet_shared.times import format_time, parse_time
 

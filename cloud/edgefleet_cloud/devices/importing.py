@@ -15,7 +15,7 @@ from edgefleet_cloud.devices.service import Devices
 from edgefleet_cloud.devices.tables import DeviceRow
 from edgefleet_cloud.errors import ForbiddenError
 from edgefleet_shared.errors import InvalidInputError
-from edgefleet_shared.identifiers import check_name
+from edgefleet_shared.identifiers import check_device
 
 
 class Wanted(NamedTuple):
@@ -92,7 +92,7 @@ def _check(session: Session, wanted: Sequence[Wanted], scope: Scope) -> list[Pro
 
 def _wrong(device: Wanted, scope: Scope) -> Iterator[tuple[str, str]]:
     checks: tuple[tuple[str, Callable[[], object]], ...] = (
-        ("id", lambda: check_name(device.id, "device")),
+        ("id", lambda: check_device(device.id)),
         ("hardware", lambda: check_hardware(device.hardware)),
         ("labels", lambda: check_labels(device.labels)),
         ("labels", lambda: check_stays(scope, _row(device))),

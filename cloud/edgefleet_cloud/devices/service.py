@@ -17,7 +17,7 @@ from edgefleet_cloud.errors import ConflictError, NotFoundError
 from edgefleet_cloud.filters import Node, parse
 from edgefleet_cloud.paging import PageQuery, paginate
 from edgefleet_cloud.ports import Clock, EventSink, system_clock
-from edgefleet_shared.identifiers import check_name
+from edgefleet_shared.identifiers import check_device
 from edgefleet_shared.messages import SlotAssignment
 from edgefleet_shared.steps import Step
 from edgefleet_shared.times import format_time
@@ -132,7 +132,7 @@ class Devices:
             ConflictError: The id is taken, by a decommissioned device perhaps.
         """
         row = DeviceRow(
-            id=check_name(device_id, "device"),
+            id=check_device(device_id),
             created=format_time(self._clock()),
             labels=check_labels(labels),
             hardware=check_hardware(hardware),

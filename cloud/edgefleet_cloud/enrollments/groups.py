@@ -19,7 +19,7 @@ from edgefleet_cloud.enrollments import repository, tickets
 from edgefleet_cloud.enrollments.tables import GroupTicketRow, GroupUseRow
 from edgefleet_cloud.errors import ForbiddenError, NotFoundError
 from edgefleet_cloud.ports import EventSink
-from edgefleet_shared.identifiers import check_name, new_id
+from edgefleet_shared.identifiers import check_device, new_id
 from edgefleet_shared.steps import Step
 from edgefleet_shared.times import format_time, parse_time
 
@@ -105,7 +105,7 @@ class GroupTickets:
         if found is None or found.prefix != ticket.group:
             raise refused("The ticket is not one of this fleet's.")
         name = proposed or derived_id(found.prefix, key)
-        check_name(name, "device")
+        check_device(name)
         if not name.startswith(f"{found.prefix}-"):
             raise refused(f"The ticket is for devices {found.prefix}-..., not for {name!r}.")
         if parse_time(found.not_after) <= now or found.ended is not None:

@@ -25,7 +25,7 @@ from edgefleet_cloud.enrollments.groups import (
 )
 from edgefleet_cloud.enrollments.tables import GroupTicketRow, TicketRow
 from edgefleet_cloud.ports import Catalog, Clock, EventSink, system_clock
-from edgefleet_shared.identifiers import check_name, sha256_digest
+from edgefleet_shared.identifiers import check_device, sha256_digest
 from edgefleet_shared.steps import Step
 from edgefleet_shared.times import format_time, parse_time
 
@@ -130,7 +130,7 @@ class Enrollments:
             InvalidInputError: A bad prefix, label or hardware.
             ForbiddenError: Its devices would be outside of the scope (code `outside_scope`).
         """
-        check_name(kind.prefix + "-" + "0" * KEY_CHARACTERS, "device")
+        check_device(kind.prefix + "-" + "0" * KEY_CHARACTERS)
         check_scope(scope, kind)
         now = self._clock()
         root = sha256_digest(self._catalog.first_root())

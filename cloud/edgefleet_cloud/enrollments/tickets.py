@@ -12,7 +12,7 @@ import msgspec
 
 from edgefleet_shared import strict_json
 from edgefleet_shared.errors import InvalidInputError
-from edgefleet_shared.identifiers import check_name, sha256_digest
+from edgefleet_shared.identifiers import check_device, sha256_digest
 from edgefleet_shared.times import format_time
 
 MAX_BYTES = 4096
@@ -57,7 +57,7 @@ def decode(text: str) -> Ticket:
         padded = text[: 2 * MAX_BYTES] + "=" * (-len(text) % 4)  # longer is refused below
         body = base64.b64decode(padded, altchars=b"-_", validate=True)
         ticket = strict_json.decode(body, Ticket, max_bytes=MAX_BYTES, what="ticket")
-        check_name(ticket.device + ticket.group, "device")  # one of them is empty
+        check_device(ticket.device + ticket.group)  # one of them is empty
     except (InvalidInputError, ValueError, binascii.Error) as error:
         raise InvalidInputError(
             "This is not a ticket.",

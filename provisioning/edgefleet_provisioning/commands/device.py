@@ -15,7 +15,7 @@ from edgefleet_provisioning.commands.session import Session, connected, reading
 from edgefleet_provisioning.durable import PRIVATE, write_file
 from edgefleet_provisioning.errors import RefusedError
 from edgefleet_shared.errors import InvalidInputError
-from edgefleet_shared.identifiers import check_name
+from edgefleet_shared.identifiers import check_device
 
 app = typer.Typer(help="Register, enrol and look at devices.", no_args_is_help=True)
 
@@ -211,7 +211,7 @@ def remove(
 
 
 def _body(device: str, label: list[str] | None, hardware: str) -> dict[str, Any]:
-    check_name(device, "device")
+    check_device(device)
     return {"id": device, "labels": arguments.labels(label or []), "hardware": hardware}
 
 
