@@ -168,7 +168,7 @@ class SecureBroker:
     @contextmanager
     def client(self, pair: Path, client_id: str = "any", **given: Any) -> Iterator[Client]:
         """Connect a client; it ends with the block."""
-        made = Client(self, pair, client_id, **given)
+        made = Client(self.credentials.authorities, self.port, pair, client_id, **given)
         try:
             yield made
         finally:
@@ -185,7 +185,8 @@ class Client:
 
     def __init__(
         self,
-        world: SecureBroker,
+        ca: Path,
+        port: int,
         pair: Path | None,
         client_id: str,
         *,
@@ -201,8 +202,7 @@ class Client:
             *CALLBACKS, client_id=client_id, clean_session=clean, reconnect_on_failure=False
         )
         if pair is not None:
-            ca = str(world.credentials.authorities)
-            self.paho.tls_set(ca, str(pair), str(pair), tls_version=ssl.PROTOCOL_TLS_CLIENT)
+            self.paho.tls_set(str(ca), str(pair), str(pair), tls_version=ssl.PROTOCOL_TLS_CLIENT)
         if will:
             self.paho.will_set(will, b"forged", qos=1, retain=True)
         self.paho.on_connect = self._on_connect
@@ -210,7 +210,7 @@ class Client:
         self.paho.on_subscribe = lambda *_: self.subscribed.set()
         self.paho.on_message = lambda _c, _u, m: self.got.append((m.topic, m.payload))
         try:
-            self.paho.connect("127.0.0.1", world.port)
+            self.paho.connect("127.0.0.1", port)
         except OSError:
             self.dropped.set()
             return

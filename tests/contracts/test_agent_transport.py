@@ -111,7 +111,8 @@ class BrokerWorld:
         )  # fmt: skip
 
     def _watch(self) -> None:
-        self._client = Client(self.secure, self.secure.credentials.manager, "fleet-manager")
+        known = self.secure.credentials
+        self._client = Client(known.authorities, self.secure.port, known.manager, "fleet-manager")
         self._client.paho.on_message = lambda _c, _u, m: self._seen.update({m.topic: m.payload})
         self._client.subscribe(topics.all_up())
 
