@@ -170,12 +170,14 @@ def test_57_of_old_doubled_and_reordered_documents_the_newest_counts_once(fleet,
         for number in (fifth, third, fourth, fifth, fifth):
             broker.publish(topic, documents[number])
         until(lambda: victim.status().get("counter") == fifth)
-        until(lambda: victim.status().get("refused"))
+        until(lambda: any(word in log.read_text()[begun:] for word in REFUSED))
         time.sleep(1.0)
         assert victim.status()["counter"] == fifth
     said = log.read_text()[begun:]
     assert said.count(f"To run digits 1.0.{fleet.published} is accepted") == 1
-    assert "was accepted." in said or "does not verify" in said
+
+
+REFUSED = ("was accepted.", "does not verify")  # an older counter, an older catalog
 
 
 def _document(broker: Client, topic: str, counter: int) -> bytes:
