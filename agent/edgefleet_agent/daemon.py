@@ -35,7 +35,7 @@ logger = logging.getLogger("edgefleet")
 
 RECOVER_S = 60.0
 """After this long the fleet manager is called even if a slot could not be brought up."""
-QUEUE_MAX = 64
+QUEUE_MAX = 32
 IDLE_S = 30.0
 
 

@@ -15,7 +15,7 @@ from edgefleet_agent.trust.floors import Floors, FloorStore
 from edgefleet_shared import dsse, strict_json
 from edgefleet_shared.errors import EdgeFleetError
 from edgefleet_shared.identifiers import sha256_digest
-from edgefleet_shared.messages import REPORTED_TYPE, Desired
+from edgefleet_shared.messages import DESIRED_MAX_BYTES, REPORTED_TYPE, Desired
 from edgefleet_shared.package import publisher_role
 from tests.agent.world import World
 
@@ -266,8 +266,8 @@ def test_a_role_may_not_sign_for_another_model(world, device, tmp_path):
 
 
 def test_desired_documents_of_the_largest_size_are_read(world, device):
-    """A real document is far below the cap of 256 kB."""
+    """A real document is far below the cap."""
     payload = world.assign(device.identity, world.publish("1.0.0"))
     assert len(payload) < 32 * 1024
-    assert strict_json.decode(payload, Desired, max_bytes=256 * 1024, what="x").counter == 1
+    assert strict_json.decode(payload, Desired, max_bytes=DESIRED_MAX_BYTES, what="x").counter == 1
     assert Floors().counter == 0

@@ -16,7 +16,7 @@ from tests.agent.test_ways import stick
 from tests.agent.world import World
 from tests.faults.power_cut import build, compiler
 
-EVERY = 9
+EVERY = 13
 """Of some fifty calls that change the disk; all of them were cut by hand, with the same end."""
 
 
