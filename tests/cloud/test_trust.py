@@ -269,7 +269,7 @@ def test_freshness_is_renewed_at_half_life(folder, tmp_path):
     trust.renew()
     files = bundle.decode(trust.bundle())
     assert "1.snapshot.json" in files
-    assert chain.read(files).timestamp.version >= 13 * 60
+    assert chain.read(files).timestamp.version >= 12 * 60  # the fleet is younger than NOW here
     assert chain.read(files).timestamp.expires > NOW + timedelta(hours=36)
     clock.now = NOW + timedelta(days=4)
     trust.renew()
