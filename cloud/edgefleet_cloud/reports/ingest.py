@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import NamedTuple
 
 import msgspec
@@ -22,12 +23,15 @@ from edgefleet_cloud.reports.opening import open_batch, open_presence, open_repo
 from edgefleet_shared.errors import EdgeFleetError, InvalidInputError, TrustError
 from edgefleet_shared.messages import Batch, Presence, Reported
 from edgefleet_shared.steps import Step
-from edgefleet_shared.times import format_time
+from edgefleet_shared.times import format_time, parse_time
 
 Listener = Callable[[Session, str, Reported], None]
 """Called with each newer Reported of a device, in the transaction that stores it."""
 
 Message = Presence | Reported | Batch
+
+OVERTAKEN = timedelta(minutes=1)
+"""A state may come this late behind a newer one: several servers may share one queue."""
 
 _log = logging.getLogger(__name__)
 
@@ -133,7 +137,8 @@ class Ingest:
 
     def _store_reported(self, session: Session, row: DeviceRow, reported: Reported) -> None:
         if reported.seq <= row.reported_seq:
-            return  # a retained copy, or an older one that came late
+            self._look_at_replay(session, row, reported)
+            return
         now = format_time(self._clock())
         row.reported = msgspec.to_builtins(reported)
         row.reported_seq, row.reported_at, row.last_seen = reported.seq, now, now
@@ -142,6 +147,18 @@ class Ingest:
         session.flush()
         for listener in self._listeners:
             listener(session, row.id, reported)
+
+    def _look_at_replay(self, session: Session, row: DeviceRow, reported: Reported) -> None:
+        """Tell of an older state; not of the newest again, nor of two that overtook each other."""
+        came = parse_time(row.reported_at) if row.reported_at else None
+        if reported.seq == row.reported_seq or came is None or self._clock() - came < OVERTAKEN:
+            return
+        error = TrustError(
+            f"State {reported.seq} came again; {row.reported_seq} was known.", code="replayed"
+        )
+        untold = self._admit(row.id, error)
+        if untold is not None:
+            self._tell_refusal(session, row.id, "reported", error, untold)
 
     def _store_batch(self, session: Session, row: DeviceRow, batch: Batch) -> None:
         now = format_time(self._clock())
