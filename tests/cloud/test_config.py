@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edgefleet_cloud import config
+from edgefleet_cloud.broker.service import BrokerService
 from edgefleet_shared.errors import InvalidInputError
 
 
@@ -70,6 +71,10 @@ def test_broker_files_are_relative_to_the_file_too(path):
         'fleet = "demo"\n[broker]\nurl = "mqtt://here:-1"',
         'fleet = "demo"\n[broker]\nurl = "http://here"',
         'fleet = "demo"\n[broker]\nport = 70000',
+        'fleet = "demo"\n[broker]\nlisten = "0.0.0.0"',
+        'fleet = "demo"\n[broker]\nlisten = "0.0.0.0:0"',
+        'fleet = "demo"\n[broker]\nlisten = "0.0.0.0:8883"\ntls = false',
+        'fleet = "demo"\n[broker]\ncert = "manager.crt"',
     ],
 )
 def test_what_does_not_hold(path, text):
@@ -79,3 +84,24 @@ def test_what_does_not_hold(path, text):
         config.load(path, {})
     assert caught.value.code == "configuration"
     assert caught.value.hint
+
+
+def test_an_embedded_broker_for_the_network_is_told_by_the_public_host(path):
+    """With `listen` devices are told the host of public_url, which its certificate names."""
+    path.write_text(
+        'fleet = "demo"\npublic_url = "https://Fleet.example.com"\n[broker]\nkind = "amqtt"\n'
+        'listen = "0.0.0.0:8883"\n'
+    )
+    settings = config.load(path, {})
+    broker = BrokerService(settings, lambda: None, None, None)
+    assert broker.public_url == "mqtts://fleet.example.com:8883"
+    assert broker.url == "mqtts://127.0.0.1:8883"
+    assert broker.credentials._names == ["127.0.0.1", "localhost", "fleet.example.com"]
+
+
+def test_a_plain_embedded_broker_stays_on_loopback(path):
+    """`tls = false` is mqtt:// on this machine."""
+    path.write_text('fleet = "demo"\n[broker]\nkind = "amqtt"\ntls = false\n')
+    broker = BrokerService(config.load(path, {}), lambda: None, None, None)
+    assert broker.url.startswith("mqtt://127.0.0.1:")
+    assert broker.lists is None

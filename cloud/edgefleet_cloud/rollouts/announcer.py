@@ -155,8 +155,10 @@ class Announcer:
     def recover(self) -> None:
         """Publish what a process that died had signed and perhaps not sent."""
         with self._database.read() as session:
-            query = select(AnnouncementRow.device).where(  # type: ignore[call-overload]  # SQLModel types a column as its value
-                col(AnnouncementRow.sent).is_(False)
+            query = (
+                select(AnnouncementRow.device)  # type: ignore[call-overload]  # SQLModel types a column as its value
+                .join(DeviceRow, col(DeviceRow.id) == col(AnnouncementRow.device))
+                .where(col(DeviceRow.state) == ENROLLED, col(AnnouncementRow.sent).is_(False))
             )
             unsent = session.scalars(query).all()
         for device_id in unsent:
