@@ -11,13 +11,9 @@ import pytest
 
 from edgefleet_cloud import compose
 from edgefleet_shared.identifiers import sha256_digest
+from tests.cloud.access_world import OPEN
 
 DESCRIPTION = compose.api_description()
-OPEN = {
-    "/healthz", "/readyz", "/v1/enrollments", "/v1/renewals", "/v1/authority/certificates",
-    "/v1/authority/crl",
-}  # fmt: skip
-"""Open: a ticket or a device's key authorises, or what is read is public."""
 OPERATIONS = [
     (method.upper(), re.sub(r"\{[^}]*\}", "x", path), path)
     for path, methods in DESCRIPTION["paths"].items()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from datetime import timedelta
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
@@ -142,25 +142,22 @@ def make_ticket(
     return Ticket(ticket=issued.text, not_after=issued.not_after)
 
 
+_CERTIFICATE: dict[str, Any] = {
+    "serial": "5AF2",
+    "key": "sha256:" + "9f86d081884c7d65" * 4,
+    "issuer": "sha256:" + "3a3ea00cfc35332c" * 4,
+    "not_before": "2026-01-31T11:55:00.000Z",
+    "not_after": "2026-03-02T12:00:00.000Z",
+    "revoked": None,
+    "reason": "",
+    "session": False,
+}
+
+
 class Certificate(BaseModel):
     """A certificate that a device was given; `session` means for TLS alone."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "serial": "5AF2",
-                    "key": "sha256:" + "9f86d081884c7d65" * 4,
-                    "issuer": "sha256:" + "3a3ea00cfc35332c" * 4,
-                    "not_before": "2026-01-31T11:55:00.000Z",
-                    "not_after": "2026-03-02T12:00:00.000Z",
-                    "revoked": None,
-                    "reason": "",
-                    "session": False,
-                }
-            ]
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [_CERTIFICATE]})
 
     serial: str
     key: str
@@ -174,6 +171,8 @@ class Certificate(BaseModel):
 
 class Certificates(BaseModel):
     """A device's certificates, newest first."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"items": [_CERTIFICATE]}]})
 
     items: list[Certificate]
 
