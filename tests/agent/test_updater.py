@@ -39,7 +39,8 @@ def test_python_tufs_private_clock_is_where_we_set_it(world, tmp_path):
 
 def test_a_python_tuf_that_keeps_its_clock_elsewhere_is_refused(world, tmp_path, monkeypatch):
     """A version of python-tuf without that attribute must not run on a clock we cannot set."""
-    monkeypatch.setattr(updater.Updater, "__init__", renamed(updater.Updater.__init__))
+    theirs = updater.TrustedMetadataSet
+    monkeypatch.setattr(theirs, "__init__", renamed(theirs.__init__))
     with pytest.raises(RepositoryError, match="reference time"):
         refreshed(world, tmp_path, NOW)
 
@@ -49,7 +50,7 @@ def renamed(init):
 
     def made(self, *given, **named):
         init(self, *given, **named)
-        self._trusted_set.moment = self._trusted_set.__dict__.pop("reference_time")
+        self.moment = self.__dict__.pop("reference_time")
 
     return made
 
