@@ -56,15 +56,18 @@ def test_08_ten_megabytes_over_mqtt_are_cut_and_the_connection_survives(field):
     """Each is refused and told; the next honest document comes over the same connection."""
     pid = field.process.pid
     field.wait(lambda: field.told("connected"), "the first connection is told")
-    resident = memory_kb(pid, "VmRSS")
-    for payload, code in documents(field):
-        before = len(field.events)
-        field.thief.say(payload)
-        field.wait(lambda before=before, code=code: field.told(code, before), code)
-        assert field.ask() == ("1.0.0", [4.0, 4.0])
+    resident = []
+    for _ in range(2):
+        for payload, code in documents(field):
+            before = len(field.events)
+            field.thief.say(payload)
+            field.wait(lambda before=before, code=code: field.told(code, before), code)
+            assert field.ask() == ("1.0.0", [4.0, 4.0])
+        resident.append(memory_kb(pid, "VmRSS"))
     two = field.publish("2.0.0", 2.0)
     field.thief.send(field.thief.order(msgspec.structs.replace(two, deployment=new_id())))
     field.serves("2.0.0")
     assert len(field.told("connected")) == 1
     assert not field.told("disconnected")
-    assert memory_kb(pid, "VmRSS") - resident < 16_000  # nothing of 30 MB is kept
+    # What malloc has taken once it may keep; of 30 MB more nothing stays.
+    assert resident[1] - resident[0] < 15_000
