@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 it failed, 2 bad input or usage, 3 the fleet manager canno
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import signal
@@ -15,7 +16,7 @@ from typing import Any
 
 from edgefleet_agent import __version__
 from edgefleet_agent.config import Config, load
-from edgefleet_shared.errors import EdgeFleetError, InvalidInputError
+from edgefleet_shared.errors import EdgeFleetError, InvalidInputError, UnavailableError
 
 DEFAULT_CONFIG = Path("/etc/edgefleet/agent.toml")
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
@@ -109,6 +110,8 @@ def _enroll(config: Config, options: argparse.Namespace) -> int:
     if ticket is None:
         ticket = sys.stdin.read() if str(file) == "-" else _read(file)
     identity = enroll(config.state, ticket, config.identity.key, options.device)
+    if config.identity.key:
+        _certify_tls(config)
     next_ = f"edgefleet-agent run{f' --config {path}' if path else ''}"
     _say(
         {"device": identity.device, "fleet": identity.fleet, "key": identity.who.key},
@@ -116,6 +119,14 @@ def _enroll(config: Config, options: argparse.Namespace) -> int:
         as_json=options.json,
     )
     return 0
+
+
+def _certify_tls(config: Config) -> None:
+    """Get the certificate of the key for TLS at once; agentd does it if the network goes now."""
+    from edgefleet_agent import renewing
+
+    with contextlib.suppress(UnavailableError):
+        renewing.renew_now(config)
 
 
 def _renew(config: Config, *, as_json: bool) -> int:

@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from datetime import UTC
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlmodel import Session
 
@@ -54,9 +54,12 @@ def run(
         UnavailableError: The authority cannot be read.
     """
     if options.action == "rotate":
+        before = load_issuers(settings.keys)
         made = rotation.rotate(settings.keys, system_clock())
+        change = _Change(before, [made, *before])
         with database.write() as session:
-            _tell(session, events, "rotated", f"{_name(made)} issues certificates now.", made)
+            message = f"{_name(made)} issues certificates now."
+            _tell(session, events, "rotated", message, made, change)
         text = (
             f"{_name(made)} issues from now on. A fleet manager that runs takes it up within "
             "seconds and asks its devices to renew.\n"
@@ -88,14 +91,25 @@ def _retire(settings: Config, database: Database, events: EventSink, *, force: b
         )
     rotation.retire(settings.keys)
     with database.write() as session:
+        change = _Change([newest, *older], [newest])
         for issuer in older:
-            _tell(session, events, "retired", f"{_name(issuer)} is trusted no more.", issuer)
+            message = f"{_name(issuer)} is trusted no more."
+            _tell(session, events, "retired", message, issuer, change)
     return f"{_name(newest)} is trusted alone." + (
         f" {len(left)} devices will renew over HTTP: {_some(left)}." if left else ""
     )
 
 
-def _tell(session: Session, events: EventSink, what: str, message: str, issuer: Issuer) -> None:
+class _Change(NamedTuple):
+    """The authorities that were trusted, and those that are."""
+
+    before: Sequence[Issuer]
+    after: Sequence[Issuer]
+
+
+def _tell(
+    session: Session, events: EventSink, what: str, message: str, issuer: Issuer, change: _Change
+) -> None:
     events.record(
         session,
         type=f"authority.{what}",
@@ -104,6 +118,8 @@ def _tell(session: Session, events: EventSink, what: str, message: str, issuer: 
         message=message,
         actor=ACTOR,
         data=_facts(issuer),
+        before={"authorities": [each.digest for each in change.before]},
+        after={"authorities": [each.digest for each in change.after]},
     )
 
 
