@@ -70,13 +70,14 @@ class Course:
         path = self.device.folder / "calls"
         return path.read_text().splitlines() if path.exists() else []
 
-    def run(self, at: int, full_s: float = 0.4, root: str = "") -> dict[str, Any]:
+    def run(self, at: int, full_s: float = 0.4, root: str = "", told: str = "") -> dict[str, Any]:
         """Let the disk be full from a call on, for a while; return what came of it.
 
         Args:
             at: The call, from 1; 0: never.
             full_s: Seconds until there is room again.
             root: Only this folder of the state folder is full.
+            told: An event that must reach the fleet manager before the power is cut at the end.
 
         Asserts that something served all the time, that agentd lived, that nothing half done is
         left, and that the version can be had once there is room.
@@ -93,11 +94,16 @@ class Course:
             assert first is not None
             alive = device.process is not None and device.process.poll() is None
             assert alive, device.tail()
+            until(lambda: not told or told in self.codes(), f"{told}; {self.codes()}", 30)
             self._clean()
             self._retry(first.state.value)
         assert witness.seen <= {self.one.manifest, self.two.manifest}, witness.seen
         device.cut_power()
         return {"hit": bool(hit), "state": first.state.value, "reason": first.reason}
+
+    def codes(self) -> set[str]:
+        """Return the codes of the events that have reached the fleet manager."""
+        return {item["code"] for batch in self.device.batches("events") for item in batch["items"]}
 
     def _wait_full(self, two: Any, full_s: float) -> bool:
         """Wait until a call was refused, and a while more; or until all is done without."""
