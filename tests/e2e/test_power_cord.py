@@ -56,7 +56,7 @@ def test_a_worker_killed_in_the_middle_of_requests(world: World):
 
 def test_the_fleet_manager_killed_and_started_again(world: World):
     """It comes back with all it knew, the devices find it, and a rollout goes through."""
-    os.kill(world.fleet.processes.pids()["cloud"], signal.SIGKILL)
+    os.kill(world.pid("cloud"), signal.SIGKILL)
     before = {name: world.version(name) for name in world.names}
     assert all(before.values())
     world.fleet.start_cloud()
@@ -69,7 +69,7 @@ def test_the_fleet_manager_killed_and_started_again(world: World):
 def test_losing_the_cloud_does_not_stop_inference(world: World):
     """With the fleet manager and its broker gone, the devices answer as before."""
     before = {name: world.version(name) for name in world.names}
-    pid = world.fleet.processes.pids()["cloud"]
+    pid = world.pid("cloud")
     os.kill(pid, signal.SIGSTOP)
     try:
         time.sleep(1.0)

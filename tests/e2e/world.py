@@ -18,7 +18,7 @@ import paho.mqtt.client as mqtt
 from edgefleet_provisioning.demo.digits import Digits
 from edgefleet_provisioning.demo.fleet import AGENT, Fleet
 from edgefleet_provisioning.demo.load import Client, UnixConnection
-from edgefleet_provisioning.demo.processes import run_json
+from edgefleet_provisioning.demo.processes import PIDS, run_json
 from edgefleet_shared import topics
 from edgefleet_shared.identifiers import MANAGER
 from tests.brokers import any_certificate
@@ -110,7 +110,11 @@ class World:
 
     def agent_pid(self, name: str) -> int:
         """Return agentd's process id."""
-        return self.fleet.processes.pids()[name]
+        return self.pid(name)
+
+    def pid(self, name: str) -> int:
+        """Return the process id of a device's agentd, or of the fleet manager, `cloud`."""
+        return int(json.loads((self.fleet.folder / PIDS).read_text())[name])
 
     def restart_agent(self, name: str) -> None:
         """Start agentd again after it was killed."""
