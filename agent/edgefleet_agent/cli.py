@@ -164,8 +164,9 @@ def _read(file: Path) -> str:
     try:
         return file.read_text()
     except (OSError, UnicodeDecodeError) as error:
+        why = "it is not text" if isinstance(error, UnicodeDecodeError) else error.strerror or error
         raise InvalidInputError(
-            f"The ticket file {file} cannot be read: {error}.",
+            f"The ticket file {file} cannot be read: {why}.",
             code="ticket",
             hint="`edgefleet device ticket DEVICE -o FILE` makes one.",
         ) from error

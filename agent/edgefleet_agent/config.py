@@ -120,8 +120,9 @@ def load(path: Path | None, environ: Mapping[str, str] = os.environ) -> Config:
     try:
         fields = tomllib.loads(path.read_text()) if path else {}
     except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
         raise InvalidInputError(
-            f"The configuration {path} cannot be read: {error}.",
+            f"The configuration {path} cannot be read: {why}.",
             code="configuration",
             hint="Give a TOML file; docs/reference.md lists its keys.",
         ) from error

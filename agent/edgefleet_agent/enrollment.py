@@ -84,7 +84,7 @@ def read_ticket(text: str) -> Ticket:
         check_digest(ticket.root)
     except (binascii.Error, ValueError, InvalidInputError) as error:
         raise InvalidInputError(
-            f"This is not an enrolment ticket: {error}",
+            "This is not an enrolment ticket, or not the whole of one.",
             code="ticket",
             hint="Copy the whole string that 'edgefleet device ticket' printed.",
         ) from error

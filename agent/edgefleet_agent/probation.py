@@ -77,7 +77,8 @@ _Found = tuple[str, str, float] | None
 def _share(trigger: str, bad: int, total: int, limit: float) -> _Found:
     if not total or bad <= limit * total:
         return None
-    detail = f"{bad} of {total} answers; {limit:.2%} are allowed."
+    what = "are server errors" if trigger == "error_rate" else "hold NaN or infinity"
+    detail = f"{bad} of {total} answers {what}; {limit:.2%} may."
     return trigger, detail, _tail(bad, total, limit)
 
 

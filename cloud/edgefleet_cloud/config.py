@@ -177,7 +177,8 @@ def load(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
     try:
         fields = tomllib.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise _bad(f"{path} cannot be read: {error}") from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise _bad(f"{path} cannot be read: {why}") from error
     _override(fields, environ)
     try:
         # strict=False: what comes from the environment is text.

@@ -45,8 +45,10 @@ def read_npz(path: Path, what: str) -> Arrays:
             f"The {what} {path} does not exist.", code="missing_file", hint="Check the path."
         ) from error
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, MemoryError) as error:
+        # numpy takes whatever it does not know for a pickle, and would advise to load it
+        why = "it is not an .npz file" if "pickle" in str(error) else str(error)[:200].rstrip(".")
         raise InvalidInputError(
-            f"The {what} {path} cannot be read: {str(error)[:200]}.",
+            f"The {what} {path} cannot be read: {why}.",
             code="bad_npz",
             hint=f"{WRITE} Arrays of Python objects are not accepted.",
         ) from error

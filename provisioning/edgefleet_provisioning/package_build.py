@@ -112,8 +112,9 @@ def read_labels(path: Path) -> list[str]:
     try:
         labels = [line.strip() for line in path.read_text("utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "they are not UTF-8"
         raise InvalidInputError(
-            f"The labels {path} cannot be read: {error}.",
+            f"The labels {path} cannot be read: {why}.",
             code="bad_labels",
             hint="Give a UTF-8 text file with one label a line.",
         ) from error

@@ -21,6 +21,8 @@ PIN_ENVIRONMENT = "EDGEFLEET_PIN_FILE"
 def choose(file: Path | None, *, insecure: bool) -> bytes | None:
     """Return the passphrase of a new fleet; None if its keys stay unencrypted.
 
+    Without a file it is in that of EDGEFLEET_PASSPHRASE_FILE, or a person types it.
+
     Raises:
         InvalidInputError: None given and nobody to ask, too short, or typed differently twice.
     """
@@ -30,13 +32,14 @@ def choose(file: Path | None, *, insecure: bool) -> bytes | None:
         )
     if insecure:
         return None
-    if file:
-        return keys.check_passphrase(_from_file(file))
+    if chosen := _file(file):
+        return keys.check_passphrase(_from_file(chosen))
     if not sys.stdin.isatty():
         raise InvalidInputError(
             "The offline keys need a passphrase and there is no terminal to ask on.",
             code="passphrase_needed",
-            hint="Give --passphrase-file FILE, or --insecure-no-passphrase for a throw-away fleet.",
+            hint=f"Give --passphrase-file FILE, set {ENVIRONMENT}, or give"
+            " --insecure-no-passphrase for a throw-away fleet.",
         )
     first = keys.check_passphrase(_ask("Passphrase for the offline keys: "))
     if _ask("The same again: ") != first:
@@ -113,8 +116,7 @@ def for_new(folder: FleetFolder, file: Path | None) -> bytes | None:
     stored = sorted(folder.keys.glob("*.pem"))
     if file is None and stored and not keys.is_encrypted(stored[0].read_bytes()):
         return None
-    chosen = file or (Path(os.environ[ENVIRONMENT]) if os.environ.get(ENVIRONMENT) else None)
-    return choose(chosen, insecure=False)
+    return choose(file, insecure=False)
 
 
 def for_backup(file: Path | None) -> bytes:
@@ -123,8 +125,7 @@ def for_backup(file: Path | None) -> bytes:
     Raises:
         InvalidInputError: There is neither file nor terminal; or it is too short.
     """
-    chosen = file or (Path(os.environ[ENVIRONMENT]) if os.environ.get(ENVIRONMENT) else None)
-    found = choose(chosen, insecure=False)
+    found = choose(file, insecure=False)
     assert found is not None
     return found
 
@@ -150,8 +151,7 @@ def for_key(folder: FleetFolder, name: str, file: Path | None) -> bytes | None:
 
 
 def _secret(name: str, file: Path | None) -> bytes:
-    chosen = file or (Path(os.environ[ENVIRONMENT]) if os.environ.get(ENVIRONMENT) else None)
-    if chosen:
+    if chosen := _file(file):
         return _from_file(chosen)
     if not sys.stdin.isatty():
         raise InvalidInputError(
@@ -160,6 +160,11 @@ def _secret(name: str, file: Path | None) -> bytes:
             hint=f"Give --passphrase-file FILE or set {ENVIRONMENT}.",
         )
     return _ask(f"Passphrase for {name}: ")
+
+
+def _file(given: Path | None) -> Path | None:
+    named = os.environ.get(ENVIRONMENT)
+    return given or (Path(named) if named else None)
 
 
 def _from_file(path: Path) -> bytes:

@@ -230,13 +230,13 @@ def _broken(wave: WaveView) -> str:
     counted = sum(device.state not in DONE_NEUTRAL for device in wave.devices)
     if bad > wave.gate.max_failures:
         return (
-            f"{_devices(bad)} of wave {wave.name!r} failed; {wave.gate.max_failures or 'none'} may."
+            f"{devices(bad)} of wave {wave.name!r} failed; {wave.gate.max_failures or 'none'} may."
         )
     touched = sum(device.state in TOUCHED for device in wave.devices)
     enough = touched >= min(wave.gate.min_devices, counted)
     if enough and (counted - bad) * 100 < wave.gate.min_success_pct * counted:
         return (
-            f"{_devices(bad)} of {counted} in wave {wave.name!r} failed, so "
+            f"{devices(bad)} of {counted} in wave {wave.name!r} failed, so "
             f"{wave.gate.min_success_pct} % can no longer succeed."
         )
     return ""
@@ -275,9 +275,9 @@ def _conclude(
     if len(good) < sample:
         doubt = f"{len(good)} of the {sample} needed in wave {wave.name!r} are well"
     elif undecided:
-        doubt = f"{_devices(undecided)} of wave {wave.name!r} accepted and gave no outcome"
+        doubt = f"{devices(undecided)} of wave {wave.name!r} accepted and gave no outcome"
     elif unproven:
-        doubt = f"{_devices(unproven)} of wave {wave.name!r} saw too few requests to tell"
+        doubt = f"{devices(unproven)} of wave {wave.name!r} saw too few requests to tell"
     lenient = wave.gate.inconclusive == "pass" and len(good) >= sample
     if doubt and not lenient and not wave.waived:
         return [Pause("gate_inconclusive", f"{doubt}.")]
@@ -313,5 +313,6 @@ def _wind_down(rollout: RolloutView) -> list[Action]:
     return actions
 
 
-def _devices(count: int) -> str:
+def devices(count: int) -> str:
+    """Return a number of devices in words."""
     return "1 device" if count == 1 else f"{count} devices"

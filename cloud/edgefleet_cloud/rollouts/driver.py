@@ -30,6 +30,7 @@ from edgefleet_cloud.rollouts.decide import (
     WaveView,
     Withdraw,
     decide,
+    devices,
 )
 from edgefleet_cloud.rollouts.gate import Gate
 from edgefleet_cloud.rollouts.slots import Slots
@@ -144,7 +145,7 @@ class Driver:
             type="rollout.created",
             step=Step.TARGET,
             subject=f"rollouts/{row.id}",
-            message=f"Rollout of {row.model} {row.version} to {sum(waves.values())} devices.",
+            message=f"Rollout of {row.model} {row.version} to {devices(sum(waves.values()))}.",
             actor=row.actor,
             reason=row.reason,
             after={

@@ -109,8 +109,9 @@ def _text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")  # spreadsheets begin theirs with a mark
     except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise InvalidInputError(
-            f"{file} cannot be read: {error}.",
+            f"{file} cannot be read: {why}.",
             code="not_readable",
             hint="Give a CSV file in UTF-8.",
         ) from error
