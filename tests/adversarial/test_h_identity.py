@@ -189,6 +189,33 @@ def test_60_a_revoked_device_renews_nothing(enrolled):
     renewed(enrolled.renew(enrolled.renewal(new_key())))
 
 
+def test_60_tickets_from_before_the_revocation_readmit_nobody(enrolled):
+    """Neither the one by which the device enrolled, with its key, nor one that nobody used."""
+    used, unused = enrolled.ticket(), enrolled.ticket()
+    assert enrolled.enroll(used).status_code == 201
+    enrolled.cloud.client.post("/v1/devices/cam-1/revoke").raise_for_status()
+    assert code(enrolled.enroll(used)) == "ticket_refused"
+    assert code(enrolled.enroll(unused)) == "ticket_refused"
+    enrolled.key = new_key()
+    assert code(enrolled.enroll(unused)) == "ticket_refused"
+    assert enrolled.row()["state"] == "revoked"
+    assert enrolled.enroll().status_code == 201
+
+
+def test_60_a_ticket_for_a_group_does_not_readmit_a_revoked_device(cloud):
+    """Not even with the key that it was bound to."""
+    asked = {"prefix": "cam", "limit": 3, "valid_hours": 1}
+    made = cloud.client.post("/v1/group-tickets", json=asked)
+    assert made.status_code == 201, made.text
+    key = new_key()
+    body = {"ticket": made.json()["ticket"], "csr": csr(key, "cam-g"), "device": "cam-g"}
+    assert cloud.anyone.post("/v1/enrollments", json=body).status_code == 201
+    cloud.client.post("/v1/devices/cam-g/revoke").raise_for_status()
+    assert code(cloud.anyone.post("/v1/enrollments", json=body)) == "ticket_refused"
+    other = body | {"csr": csr(new_key(), "cam-g")}
+    assert code(cloud.anyone.post("/v1/enrollments", json=other)) == "ticket_refused"
+
+
 def test_60_a_device_is_pinned_to_its_key(cloud, enrolled):
     """Reports count by the pinned key alone; an older one again is refused, with an alarm."""
     ingest = cloud.program.app.state.parts.get(Ingest)

@@ -87,6 +87,13 @@ class Certificates:
         after_commit(session, lambda: self._disconnector.disconnect(device_id))
         return found
 
+    def last_revocation(self, session: Session, device_id: str) -> str:
+        """Return when a device was last revoked, RFC 3339; '' if never."""
+        rows = repository.of_device(session, device_id)
+        return max(
+            (row.revoked or "" for row in rows if row.reason != repository.SUPERSEDED), default=""
+        )
+
     def supersede(self, session: Session, device_id: str, keep: str) -> None:
         """Revoke a device's certificates for other keys than the one of digest `keep`."""
         repository.supersede(session, device_id, keep, format_time(self._clock()))

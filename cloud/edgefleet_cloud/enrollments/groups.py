@@ -14,7 +14,7 @@ from edgefleet_cloud.devices import repository as device_rows
 from edgefleet_cloud.devices.labels import check_hardware, check_labels
 from edgefleet_cloud.devices.scoping import check_stays, covers
 from edgefleet_cloud.devices.service import Devices, refuse_decommissioned
-from edgefleet_cloud.devices.tables import REGISTERED, DeviceRow
+from edgefleet_cloud.devices.tables import REGISTERED, REVOKED, DeviceRow
 from edgefleet_cloud.enrollments import repository, tickets
 from edgefleet_cloud.enrollments.tables import GroupTicketRow, GroupUseRow
 from edgefleet_cloud.errors import ForbiddenError, NotFoundError
@@ -140,6 +140,8 @@ class GroupTickets:
     def _again(self, session: Session, use: GroupUseRow, name: str, key: str) -> DeviceRow:
         row = self._devices.get(session, use.device)
         refuse_decommissioned(row)
+        if row.state == REVOKED:
+            raise refused(f"{name} was revoked; a ticket of its own readmits it.")
         if use.device != name or row.key != key:
             raise refused("This key has used the ticket already, as another device.")
         return row

@@ -218,6 +218,9 @@ class Enrollments:
         refuse_decommissioned(row)
         if parse_time(found.not_after) <= now:
             raise refused(f"The ticket expired at {found.not_after}.")
+        # Who has a stolen device may have its tickets too, used or not.
+        if found.created < self._certificates.last_revocation(session, row.id):
+            raise refused(f"{row.id} was revoked after the ticket was made.")
         if repository.burn(session, found.secret_hash, format_time(now)):
             return row, False
         if row.key != key:
