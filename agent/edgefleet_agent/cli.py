@@ -109,7 +109,10 @@ def _enroll(config: Config, options: argparse.Namespace) -> int:
     ticket, file, path = options.ticket, options.ticket_file, options.config
     if ticket is None:
         ticket = sys.stdin.read() if str(file) == "-" else _read(file)
-    identity = enroll(config.state, ticket, config.identity.key, options.device)
+    with contextlib.ExitStack() as stack:
+        identity = enroll(
+            config.state, ticket, config.identity.key, options.device, lambda: _take(stack, config)
+        )
     if config.identity.key:
         _certify_tls(config)
     next_ = f"edgefleet-agent run{f' --config {path}' if path else ''}"
@@ -119,6 +122,13 @@ def _enroll(config: Config, options: argparse.Namespace) -> int:
         as_json=options.json,
     )
     return 0
+
+
+def _take(stack: contextlib.ExitStack, config: Config) -> None:
+    """Keep agentd away while its identity is replaced; it would go on with the old one."""
+    from edgefleet_agent import compose
+
+    stack.enter_context(compose.lock(config.state))
 
 
 def _certify_tls(config: Config) -> None:

@@ -2,20 +2,24 @@
 
 Order on disk: key, server's answer (`reply.json`), certificate and root, floors, `enrollment.json`.
 Interrupted anywhere, the same command goes on from what is there; the ticket is used only once.
-A device that is enrolled enrols again, with its old key, only to replace lost floors or an expired
-certificate.
+A device that is enrolled and comes with another ticket enrols anew: it may have been revoked. It
+does so with a new key, which lies in `enrolling.json` until the answer is there, since somebody else
+may have the old one; with a key on a token, or a ticket for a group, which knows it by its key, the
+old one stays. With the ticket that it has it asks again only for lost floors or an expired certificate.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from tuf.api.metadata import Metadata, Root
 
@@ -27,6 +31,8 @@ from edgefleet_agent.identity import (
     TransportInfo,
     key_digest,
     load_or_make_key,
+    new_key,
+    private_pem,
     request,
 )
 from edgefleet_agent.trust.floors import Floors, FloorStore
@@ -91,7 +97,21 @@ def read_ticket(text: str) -> Ticket:
     return ticket
 
 
-def enroll(state: Path, text: str, token: str = "", device: str = "") -> Identity:
+class _Begun(msgspec.Struct, frozen=True):
+    """The key with which a device enrols anew, and the digest of the ticket for which it is."""
+
+    v: Literal[1]
+    ticket: str
+    key: str
+
+
+def enroll(
+    state: Path,
+    text: str,
+    token: str = "",
+    device: str = "",
+    take: Callable[[], object] = lambda: None,
+) -> Identity:
     """Enrol this device.
 
     Args:
@@ -99,6 +119,7 @@ def enroll(state: Path, text: str, token: str = "", device: str = "") -> Identit
         text: The ticket string.
         token: RFC 7512 URI of the device's key if it shall lie on a token.
         device: The id to ask for with a ticket for a group; '' = from the ticket and the key.
+        take: Called before an identity that is here is replaced; raises if it is in use.
 
     Returns:
         The identity, complete on disk.
@@ -113,8 +134,15 @@ def enroll(state: Path, text: str, token: str = "", device: str = "") -> Identit
     enrolled = (folder / "enrollment.json").exists()
     key = load_or_make_key(folder, token)
     ticket = _named(ticket, key, device, Identity(folder, token).device if enrolled else "")
-    if enrolled and (found := _already(state, ticket, token)):
-        return found
+    begun = None
+    if enrolled:
+        found, known = _already(state, ticket, token), _used(folder, text)
+        if found and (known or ticket.group):
+            return found
+        take()
+        if not (known or ticket.group or token):
+            begun = _begin(folder, text)
+            key = _key(begun)
     data = durable.read_bytes(folder / "reply.json")
     if data is None:
         data = _ask(ticket, text.strip(), request(key, ticket.device))
@@ -128,8 +156,36 @@ def enroll(state: Path, text: str, token: str = "", device: str = "") -> Identit
         # A refused answer must not be taken up by the next try.
         (folder / "reply.json").unlink(missing_ok=True)
         raise
-    _write(state, reply, root, ticket.url)
+    _write(state, reply, root, ticket.url, begun)
+    durable.atomic_write(folder / "ticket", _digest(text).encode())
+    for name in ("reply.json", "enrolling.json"):
+        (folder / name).unlink(missing_ok=True)
+    durable.fsync_folder(folder)
     return Identity(folder, token)
+
+
+def _digest(text: str) -> str:
+    return sha256_digest(text.strip().encode())
+
+
+def _used(folder: Path, text: str) -> bool:
+    """Return whether this is the ticket by which the device is what it is."""
+    return durable.read_bytes(folder / "ticket") == _digest(text).encode()
+
+
+def _begin(folder: Path, text: str) -> _Begun:
+    """Return the new key for a ticket: the one it was given before, or one that is made now."""
+    path = folder / "enrolling.json"
+    if data := durable.read_bytes(path):
+        found = strict_json.decode(
+            data, _Begun, max_bytes=ENROLLMENT_MAX_BYTES, what="file identity/enrolling.json"
+        )
+        if found.ticket == _digest(text):
+            return found
+    (folder / "reply.json").unlink(missing_ok=True)  # the answer to another ticket
+    begun = _Begun(1, _digest(text), private_pem(new_key()).decode())
+    durable.atomic_write(path, strict_json.encode(begun), 0o600)
+    return begun
 
 
 def _named(ticket: Ticket, key: ec.EllipticCurvePrivateKey, wished: str, present: str) -> Ticket:
@@ -193,19 +249,28 @@ def _check(reply: Reply, ticket: Ticket, key: ec.EllipticCurvePrivateKey) -> byt
     return root
 
 
-def _write(state: Path, reply: Reply, root: bytes, api: str) -> None:
+def _key(begun: _Begun) -> ec.EllipticCurvePrivateKey:
+    key = serialization.load_pem_private_key(begun.key.encode(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey), "we made it"
+    return key
+
+
+def _write(state: Path, reply: Reply, root: bytes, api: str, begun: _Begun | None) -> None:
     folder = state / "identity"
     rekeying.forget(folder)
-    durable.atomic_write(folder / "ca.crt", reply.ca.encode(), 0o644)
-    durable.atomic_write(folder / "device.crt", reply.certificate.encode(), 0o644)
+    if begun is None:
+        durable.atomic_write(folder / "ca.crt", reply.ca.encode(), 0o644)
+        durable.atomic_write(folder / "device.crt", reply.certificate.encode(), 0o644)
     durable.atomic_write(folder / "root.json", root, 0o644)
     floors = FloorStore(durable.make_folder(state / "trust"))
     if floors.current is None:
         floors.commit(_first_floors(reply, root))
     enrollment = Enrollment(1, reply.fleet, reply.device, reply.transport, reply.blobs, api)
     durable.atomic_write(folder / "enrollment.json", strict_json.encode(enrollment))
-    (folder / "reply.json").unlink(missing_ok=True)
-    durable.fsync_folder(folder)
+    if begun is not None:
+        rekeying.switch(
+            folder, key=begun.key, certificate=reply.certificate, ca=reply.ca, session=False
+        )
 
 
 def _first_floors(reply: Reply, root: bytes) -> Floors:

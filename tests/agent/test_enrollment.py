@@ -14,9 +14,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from edgefleet_agent import durable
 from edgefleet_agent.cli import main
+from edgefleet_agent.compose import lock
 from edgefleet_agent.enrollment import enroll
-from edgefleet_agent.identity import Identity
+from edgefleet_agent.identity import Identity, load_key
 from edgefleet_agent.trust.floors import FloorStore
 from edgefleet_shared import access
 from edgefleet_shared.errors import EdgeFleetError, InvalidInputError
@@ -139,13 +141,81 @@ def test_enrolling_again_as_the_same_device_changes_nothing(registrar, tmp_path)
     assert (again.who, registrar.asked) == (first.who, 1)
 
 
-def test_lost_floors_are_mended_by_a_new_ticket(registrar, tmp_path):
-    """The key stays, the counter floor comes from the fleet manager."""
+def test_another_ticket_makes_the_device_anew_with_another_key(registrar, tmp_path):
+    """A revoked device cannot know that it is: a new ticket readmits it, but never its old key."""
     first = enroll(tmp_path, registrar.ticket())
+    again = enroll(tmp_path, registrar.ticket(secret="t" * 32))
+    assert registrar.asked == 2
+    assert again.who.device == first.who.device
+    assert again.who.key != first.who.key
+    assert again.certificate().public_key() == load_key(tmp_path / "identity").public_key()
+    assert enroll(tmp_path, registrar.ticket(secret="t" * 32)).who == again.who
+    assert registrar.asked == 2
+    assert not (tmp_path / "identity" / "enrolling.json").exists()
+
+
+def test_a_refused_ticket_leaves_the_identity_as_it_is(registrar, tmp_path):
+    """The old key goes only once there is a certificate for the new one."""
+    first = enroll(tmp_path, registrar.ticket())
+    bad = registrar.ticket(secret="t" * 32)
+    registrar.used.add(bad)
+    with pytest.raises(InvalidInputError, match="was used"):
+        enroll(tmp_path, bad)
+    registrar.spoil = {"device": "cam-2"}
+    with pytest.raises(EdgeFleetError):
+        enroll(tmp_path, registrar.ticket(secret="u" * 32))
+    assert Identity(tmp_path / "identity").who == first.who
+    registrar.spoil = {}
+    assert enroll(tmp_path, registrar.ticket(secret="v" * 32)).who.key != first.who.key
+
+
+@pytest.mark.parametrize("cut", ["root.json", "floors", "renewed.json", "ticket"])
+def test_enrolling_anew_goes_on_wherever_it_was_cut(registrar, tmp_path, monkeypatch, cut):
+    """Power fails before a file: the old identity stands, or the new one; the same command ends it."""
+    enroll(tmp_path, registrar.ticket())
+    new = registrar.ticket(secret="t" * 32)
+    write = durable.atomic_write
+
+    def fail(path, *rest):
+        if path.name.startswith(cut):
+            raise OSError("the power is gone")
+        write(path, *rest)
+
+    if cut == "floors":
+        for path in (tmp_path / "trust").iterdir():
+            path.unlink()
+    monkeypatch.setattr(durable, "atomic_write", fail)
+    with pytest.raises(OSError, match="power"):
+        enroll(tmp_path, new)
+    monkeypatch.undo()
+    standing = Identity(tmp_path / "identity")
+    assert standing.certificate().public_key() == load_key(tmp_path / "identity").public_key()
+    enrolled = enroll(tmp_path, new)
+    assert registrar.asked == 2
+    assert enrolled.certificate().public_key() == load_key(tmp_path / "identity").public_key()
+
+
+def test_an_identity_in_use_is_not_replaced(registrar, tmp_path, capsys):
+    """While agentd runs another ticket is refused, unused; the same one says who the device is."""
+    toml = tmp_path / "agent.toml"
+    toml.write_text('state_dir = "state"\nrun_dir = "run"\n')
+    first = registrar.ticket()
+    assert main(["enroll", "--config", str(toml), "--ticket", first]) == 0
+    with lock(tmp_path / "state"):
+        new = registrar.ticket(secret="t" * 32)
+        assert main(["enroll", "--config", str(toml), "--ticket", new]) == 1
+        assert "already running" in capsys.readouterr().err
+        assert main(["enroll", "--config", str(toml), "--ticket", first]) == 0
+    assert registrar.asked == 1
+
+
+def test_lost_floors_are_mended_by_a_new_ticket(registrar, tmp_path):
+    """The counter floor comes from the fleet manager."""
+    enroll(tmp_path, registrar.ticket())
     for path in (tmp_path / "trust").iterdir():
         path.unlink()
-    again = enroll(tmp_path, registrar.ticket(secret="t" * 32))
-    assert (again.who, registrar.asked) == (first.who, 2)
+    enroll(tmp_path, registrar.ticket(secret="t" * 32))
+    assert registrar.asked == 2
     assert FloorStore(tmp_path / "trust").current.counter == 7
 
 
