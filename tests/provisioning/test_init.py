@@ -212,6 +212,13 @@ def test_bad_input_writes_nothing(cli, tmp_path, case):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_environment_names_the_passphrase_file(cli, tmp_path, monkeypatch):
+    """Where nobody is to be asked, `init` takes it from there, as signing does."""
+    (tmp_path / "secret").write_text("four random words here\n")
+    monkeypatch.setenv("EDGEFLEET_PASSPHRASE_FILE", str(tmp_path / "secret"))
+    assert cli.json("init", tmp_path / "fleet", "--fleet", "f")["encrypted"] is True
+
+
 def test_an_existing_folder_is_left_alone(cli, tmp_path):
     """A folder that exists is refused, even an empty one, and nothing changes in it."""
     (tmp_path / "fleet").mkdir()
