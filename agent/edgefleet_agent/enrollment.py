@@ -3,9 +3,10 @@
 Order on disk: key, server's answer (`reply.json`), certificate and root, floors, `enrollment.json`.
 Interrupted anywhere, the same command goes on from what is there; the ticket is used only once.
 A device that is enrolled and comes with another ticket enrols anew: it may have been revoked. It
-does so with a new key, which lies in `enrolling.json` until the answer is there, since somebody else
-may have the old one; with a key on a token, or a ticket for a group, which knows it by its key, the
-old one stays. With the ticket that it has it asks again only for lost floors or an expired certificate.
+does so with a new key, which lies in `enrolling.json` until the answer is there, since somebody
+else may have the old one. With a key on a token, or a ticket for a group, which knows it by its
+key, the old one stays. With the ticket that it enrolled by, or one for a group, it asks again only
+for lost floors or an expired certificate.
 """
 
 from __future__ import annotations

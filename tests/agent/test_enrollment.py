@@ -171,7 +171,7 @@ def test_a_refused_ticket_leaves_the_identity_as_it_is(registrar, tmp_path):
 
 @pytest.mark.parametrize("cut", ["root.json", "floors", "renewed.json", "ticket"])
 def test_enrolling_anew_goes_on_wherever_it_was_cut(registrar, tmp_path, monkeypatch, cut):
-    """Power fails before a file: the old identity stands, or the new one; the same command ends it."""
+    """Power fails before a file: the old identity stands, or the new one; the command ends it."""
     enroll(tmp_path, registrar.ticket())
     new = registrar.ticket(secret="t" * 32)
     write = durable.atomic_write
