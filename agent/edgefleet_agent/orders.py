@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Literal
 
 from edgefleet_shared.messages import Assignment, SlotAssignment
+from edgefleet_shared.trust import MAX_SLOTS
 
 WhenEmpty = Literal["stop", "keep"]
 
 
 def slots_of(
-    assignment: Assignment, here: Iterable[str], when_empty: WhenEmpty
+    assignment: Assignment, here: Collection[str], when_empty: WhenEmpty
 ) -> dict[str, SlotAssignment]:
     """Return what every slot should do now; a slot that is missing is left as it is.
 
@@ -22,8 +23,17 @@ def slots_of(
             sends none by mistake: for a device it knows no slot of, it signs nothing.
     """
     if assignment.slots or when_empty == "keep":
-        return dict(assignment.slots)
+        # To end what never was needs no publisher, and each slot costs a thread and a page of the
+        # journal for good: a stolen director's key must not fill either with names.
+        room = MAX_SLOTS - len(here)
+        unknown = [name for name, slot in assignment.slots.items() if _is_new_stop(slot, here)]
+        left_out = set(unknown[max(0, room) :])
+        return {name: slot for name, slot in assignment.slots.items() if name not in left_out}
     return {name: _stop(name, assignment.counter) for name in here}
+
+
+def _is_new_stop(slot: SlotAssignment, here: Collection[str]) -> bool:
+    return slot.mode == "stop" and slot.model not in here
 
 
 def _stop(name: str, counter: int) -> SlotAssignment:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
+import msgspec
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import TargetFile, Targets
 
@@ -26,6 +27,7 @@ __all__ = [
     "DIRECTOR_ROLE",
     "LIFE_DAYS",
     "MAX_COUNTER_JUMP",
+    "MAX_SLOTS",
     "SERVER_ROLES",
     "DeviceIdentity",
     "explain",
@@ -43,6 +45,11 @@ AUDIT_ROLE = "audit"
 AUDIT_PATHS = ["audit/*"]
 SERVER_ROLES = frozenset({DIRECTOR_ROLE, AUDIT_ROLE})
 """Delegations that have a key and no file: the server signs envelopes with them."""
+MAX_SLOTS = 64
+"""Slots of one assignment, and of one device that are there only to be ended."""
+MAX_TEXT = 128
+"""Characters of what an assignment calls a deployment, rollout or version; it is kept and told."""
+MAX_POLICY = 10**9
 LIFE_DAYS = {"root": 365, "targets": 180, "publisher": 90, "snapshot": 7, "timestamp": 1}
 """Days that a role's metadata holds after it was signed; `publisher` for every family's."""
 
@@ -90,6 +97,11 @@ def unseal_assignment(data: bytes, targets: Targets) -> Assignment:
         envelope.payload, Assignment, max_bytes=dsse.ENVELOPE_MAX_BYTES, what="assignment"
     )
     parse_time(assignment.expires)
+    if len(assignment.slots) > MAX_SLOTS:
+        raise InvalidInputError(
+            f"An assignment names {len(assignment.slots)} slots and may name {MAX_SLOTS}.",
+            code="malformed",
+        )
     for name, slot in assignment.slots.items():
         _check_slot(name, slot)
     return assignment
@@ -145,6 +157,21 @@ def _check_slot(name: str, slot: SlotAssignment) -> None:
     if name != slot.model:
         raise InvalidInputError(f"Slot {name[:80]!r} names another model.", code="malformed")
     check_name(name, "slot")
+    _check_sizes(name, slot)
     if slot.mode == "run":
         check_version(slot.version)
         check_digest(slot.manifest)
+
+
+def _check_sizes(name: str, slot: SlotAssignment) -> None:
+    """Bound what a director alone decides: it fills the journal, events and reports."""
+    texts = (slot.deployment, slot.rollout, slot.version, slot.manifest)
+    numbers = msgspec.structs.astuple(slot.policy)
+    if (
+        any(len(text) > MAX_TEXT for text in texts)
+        or not all(0 <= number <= MAX_POLICY for number in numbers)
+        or min(slot.size, slot.release_counter) < 0
+    ):
+        raise InvalidInputError(
+            f"A text or number of slot {name!r} is out of range.", code="malformed"
+        )

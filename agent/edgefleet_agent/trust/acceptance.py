@@ -198,6 +198,8 @@ def _downgrades(floors: Floors, assignment: Assignment) -> tuple[str, ...]:
 def _counted(floors: Floors, assignment: Assignment) -> Floors:
     models = dict(floors.models)
     for name, slot in assignment.slots.items():
+        if slot.mode == "stop":
+            continue  # no publisher has vouched for its name or counter
         floor = floors.model(name)
         newest = max(floor.release_counter, slot.release_counter)
         models[name] = ModelFloor(newest, floor.security_floor)

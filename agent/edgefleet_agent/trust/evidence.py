@@ -19,6 +19,9 @@ from edgefleet_shared.messages import DESIRED_MAX_BYTES, Assignment, Desired, Sl
 from edgefleet_shared.package import target_path
 from edgefleet_shared.trust import read_release, unseal_assignment
 
+MAX_URL = 2048
+"""Characters of the blobs' address, which nobody has signed and the journal keeps."""
+
 
 class Opened(NamedTuple):
     """A desired document, taken apart and not believed: its envelope and the bundle's files."""
@@ -55,6 +58,8 @@ def open_document(payload: bytes) -> Opened:
     desired = strict_json.decode(
         payload, Desired, max_bytes=DESIRED_MAX_BYTES, what="desired document"
     )
+    if len(desired.blobs) > MAX_URL:
+        raise InvalidInputError("The address of the blobs is too long.", code="malformed")
     try:
         envelope = base64.b64decode(desired.assignment, validate=True)
         packed = base64.b64decode(desired.bundle, validate=True)
