@@ -56,6 +56,19 @@ def test_a_ceremony_on_three_machines(owned, tmp_path):
     assert again["code"] == "metadata_version"
 
 
+def test_a_key_that_is_not_here_is_told_before_anybody_says_yes(owned, tmp_path):
+    """A typing error costs no question: nothing is asked, nothing is signed."""
+    file = tmp_path / "root.ceremony"
+    owned.cli.json("trust", "rotate-root", "--prepare", file)
+    before = file.read_bytes()
+    arguments = ["trust", "sign", str(file), "--key", "root-9", "--fleet", str(owned.folder.path)]
+    result = CliRunner().invoke(app, arguments, input="y\n")
+    assert result.exit_code == 2
+    assert "root-9" in result.stderr
+    assert "Do you sign this?" not in result.stderr
+    assert file.read_bytes() == before
+
+
 def test_who_does_not_say_yes_signs_nothing(owned, tmp_path):
     """The difference is shown and asked about; anything but yes leaves the file as it was."""
     file = tmp_path / "root.ceremony"

@@ -53,6 +53,9 @@ def sign(
     ceremony = _open(file, folder)
     Seen(folder.trust_cache).check(ceremony.present.versions())
     signing.show(voice, ceremony, store)
+    for name in key:
+        if ":" not in name:
+            store.find(name)  # a name that is wrong is told before anybody says yes
     if not yes:
         typer.confirm("Do you sign this?", abort=True, err=True)
     for name in key:
