@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from edgefleet_cloud.database import Database
+from edgefleet_cloud.reports.opening import MAX_COUNTER
 from edgefleet_shared import bundle, topics
 from tests.cloud.rollout_world import RolloutWorld
 
@@ -133,6 +134,21 @@ def test_a_restored_database_goes_beyond_what_devices_have_accepted(world: Rollo
     with world.database.write() as session:
         world.announcer.catch_up(session, "cam-1", 500)
     assert world.document("cam-1")[1].counter == 501
+
+
+def test_after_the_highest_counter_that_a_device_may_say_documents_can_be_read(world: RolloutWorld):
+    """It leaves room to sign above it, for this device and the others."""
+    world.enroll("cam-2")
+    world.serve("cam-2", version="1.0.0")
+    with world.database.write() as session:
+        world.announcer.catch_up(session, "cam-1", MAX_COUNTER)
+    before = {name: world.document(name)[1].counter for name in ("cam-1", "cam-2")}
+    for _ in range(3):
+        world.clock.turn(hours=100)
+        world.announcer.refresh()
+    after = {name: world.document(name)[1].counter for name in ("cam-1", "cam-2")}
+    assert after == {name: counter + 3 for name, counter in before.items()}
+    assert after["cam-1"] == MAX_COUNTER + 4
 
 
 def test_a_decommissioned_device_is_told_nothing(world: RolloutWorld):

@@ -17,6 +17,7 @@ from edgefleet_cloud.paging import PageQuery
 from edgefleet_cloud.refusals import PER_PERIOD, PERIOD_S, Refusals
 from edgefleet_cloud.reports import repository
 from edgefleet_cloud.reports.ingest import Ingest
+from edgefleet_cloud.reports.opening import MAX_COUNTER
 from edgefleet_shared import strict_json
 from edgefleet_shared.errors import UnavailableError
 from edgefleet_shared.messages import BATCH_TYPE, REPORTED_TYPE, DeviceEvent
@@ -145,6 +146,8 @@ def _forgeries(world):
     yield "not a Reported", "reported", "", cam.seal(b"{}", REPORTED_TYPE), "malformed"
     yield "number zero", "reported", "", cam.reported(0), "malformed"
     yield "no time", "reported", "", cam.reported(1, ts="noon"), "malformed"
+    huge = cam.reported(1, counter=MAX_COUNTER + 1)
+    yield "a counter without room above it", "reported", "", huge, "malformed"
     yield "no state", "reported", "", cam.reported(1, slots=no_state), "malformed"
     yield "no slot name", "reported", "", cam.reported(1, slots={"../x": good}), "invalid_name"
     yield (

@@ -30,6 +30,8 @@ from edgefleet_shared.times import format_time, parse_time
 MAX_ITEMS = 1000
 MAX_SLOTS = 64
 MAX_TEXT = 4000
+MAX_COUNTER = 2**52
+"""Of an assignment; signing goes on above what a device says, and no number may reach 2^53."""
 
 Item = DeviceEvent | SwapReceipt | TelemetryWindow
 ITEM_KINDS: dict[Stream, type[Item]] = {
@@ -61,7 +63,8 @@ def open_reported(data: bytes, key: Key, device: str) -> Reported:
         TrustError: Not signed by `key` (`signature`), or about another device (`wrong_device`).
     """
     reported = _open(data, REPORTED_TYPE, Reported, key, device)
-    if reported.seq < 1 or reported.counter < 0 or len(reported.slots) > MAX_SLOTS:
+    counts = 0 <= reported.counter <= MAX_COUNTER and reported.seq >= 1
+    if not counts or len(reported.slots) > MAX_SLOTS:
         raise _malformed("a number is out of range")
     parse_time(reported.ts)
     for name, slot in reported.slots.items():
