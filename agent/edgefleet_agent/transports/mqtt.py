@@ -25,7 +25,9 @@ from edgefleet_shared import strict_json, topics
 from edgefleet_shared.errors import InvalidInputError
 from edgefleet_shared.messages import Get, Presence
 
-SESSION_S = 7 * 24 * 3600
+# mosquitto 2.0's list of sessions that expire gets corrupt when one is taken over or thrown out
+# (eclipse-mosquitto/mosquitto#3341), which ends the broker: none expires, revoking ends them.
+SESSION_S = 0xFFFF_FFFF  # for ever: MQTT 5, section 3.1.2.11.2
 CONNECT_S = 20.0
 WELCOME_5_S = 2.0
 """Some brokers meet MQTT 5 with silence; 3.1.1 is then tried, and given all the time it needs."""

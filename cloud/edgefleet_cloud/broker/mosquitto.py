@@ -19,8 +19,9 @@ _LIMITS = """\
 max_queued_messages 0
 max_inflight_messages 1000
 max_packet_size 1048576
-# A device that stays away longer is cleaned up; it asks for its documents when it is back.
-persistent_client_expiration 14d
+# No persistent_client_expiration, and no client of ours asks for one: 2.0's list of sessions that
+# expire gets corrupt when one of them is taken over or thrown out, which ends the broker. Revoking
+# a device, or taking it out of service, ends its session.
 """
 
 

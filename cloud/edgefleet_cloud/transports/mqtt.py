@@ -30,7 +30,8 @@ from edgefleet_shared.errors import EdgeFleetError, InvalidInputError, Unavailab
 
 CONNECT_S = 5.0
 KEEPALIVE_S = 30
-SESSION_S = 7 * 86400
+# For ever (MQTT 5, section 3.1.2.11.2); broker/mosquitto.py says why no session may expire.
+SESSION_S = 0xFFFF_FFFF
 BACKOFF_S = (0.2, 30.0)
 WINDOW = 16  # gmqtt raises OverflowError beyond what the broker takes at once
 IN_HAND = 200
