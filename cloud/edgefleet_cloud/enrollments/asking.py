@@ -113,8 +113,9 @@ class Asking:
                     self._ask(session, self._devices.get(session, device_id))
 
     def _is_old(self, session: Session, row: DeviceRow) -> bool:
-        found = self._certificates.newest(session, row.id)
-        return found is not None and found.bundle != self._certificates.ca.bundle
+        rows, bundle = self._certificates.of_device(session, row.id), self._certificates.ca.bundle
+        told = any(found.bundle == bundle and found.revoked is None for found in rows)
+        return bool(rows) and not told
 
     def _ask(self, session: Session, row: DeviceRow) -> None:
         if row.renewal_asked is None:

@@ -76,14 +76,24 @@ class Ingest:
             UnavailableError: The database does not take it now; the message must come again.
         """
         try:
-            opened = self._open(device_id, kind, rest, payload)
-            with self._database.write() as session:
-                row = _still_enrolled(session, device_id, opened.key)
-                if opened.proves_key:
-                    heard(session, row, self._clock())
-                self._store(session, row, opened.message)
+            # A renewal may be committed between the two looks at the device: what its old key has
+            # signed counts all the same, and is judged once more.
+            while not self._take(device_id, kind, rest, payload):
+                pass
         except (InvalidInputError, TrustError) as error:
             self._refuse(device_id, "/".join(filter(None, (kind, rest))), error)
+
+    def _take(self, device_id: str, kind: str, rest: str, payload: bytes) -> bool:
+        """Store a message; return whether the device still had the key that it was judged by."""
+        opened = self._open(device_id, kind, rest, payload)
+        with self._database.write() as session:
+            row = devices.find(session, device_id)
+            if row is None or row.state != ENROLLED or row.key != opened.key:
+                return False
+            if opened.proves_key:
+                heard(session, row, self._clock())
+            self._store(session, row, opened.message)
+            return True
 
     def _open(self, device_id: str, kind: str, rest: str, payload: bytes) -> _Opened:
         with self._database.read() as session:
@@ -209,11 +219,3 @@ def _signed(kind: str, payload: bytes, key: Key, device_id: str, rest: str) -> R
     if kind == "reported":
         return open_reported(payload, key, device_id)
     return open_batch(payload, key, device_id, rest)
-
-
-def _still_enrolled(session: Session, device_id: str, key: str) -> DeviceRow:
-    """Return the device if the key that was asked is still its key."""
-    row = devices.find(session, device_id)
-    if row is None or row.state != ENROLLED or row.key != key:
-        raise TrustError("The device's key has just been replaced.", code="unknown_device")
-    return row
