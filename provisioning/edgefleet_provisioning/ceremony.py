@@ -155,7 +155,12 @@ class Ceremony:
         return msgspec.json.format(strict_json.encode(staged), indent=1) + b"\n"
 
     def files(self) -> dict[str, bytes]:
-        """Return the new files by name, with the signatures that they have."""
+        """Return the new files by name, with the signatures that they have.
+
+        Whoever signed first, and however copies were put together: the bytes are the same.
+        """
+        for metadata in self.new.values():
+            metadata.signatures = dict(sorted(metadata.signatures.items()))
         return {name: m.to_bytes(JSONSerializer(compact=True)) for name, m in self.new.items()}
 
     def versions(self) -> dict[str, int]:
