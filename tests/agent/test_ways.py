@@ -108,7 +108,9 @@ def test_a_stick_is_judged_as_the_network_is(world, device, tmp_path, running):
     good = world.assign(device.identity, one)
     if running:
         device.start()
-    assert bring(device, stick(world, tmp_path / "good", good))[0] == 0
+        until(device.report, "a first report")
+    status, _, words = bring(device, stick(world, tmp_path / "good", good))
+    assert status == 0, words
     attacks = {
         "wrong_device": world.assign(device.identity, one, device="cam-2"),
         "signature": world.assign(device.identity, one, signer="stranger"),
