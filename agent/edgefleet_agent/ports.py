@@ -78,7 +78,11 @@ class DeviceReport(msgspec.Struct, frozen=True):
 
 
 class Session(Protocol):
-    """A model, loaded. Lives in a worker process alone."""
+    """A model, loaded. Lives in a worker process alone.
+
+    A session whose `run` may be called by several threads at once says so by an attribute
+    `concurrent = True`; without it there is one call at a time.
+    """
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return every output by name.

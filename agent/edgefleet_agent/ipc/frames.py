@@ -3,7 +3,8 @@
 Little-endian: body length u32, kind u16, status u16, request id u32, JSON length u32, nanoseconds
 u64. `JSON length` is the Open Inference Protocol's Inference-Header-Content-Length, `NO_JSON` where
 the body is JSON alone. `nanoseconds` is a request's deadline on CLOCK_MONOTONIC, an answer's
-compute time. One worker answers in the order in which it was asked.
+compute time. A worker runs a long model several times at once and answers as runs end;
+`INFER_ALONE` waits for what was asked before it, and what is asked after it waits for it.
 """
 
 from __future__ import annotations
@@ -21,12 +22,15 @@ NO_JSON: Final = 0xFFFFFFFF
 OPEN: Final = 1  # gateway -> worker, first: an Order; descriptors come with its first byte
 REPORT: Final = 2  # worker -> gateway, first: a Report
 INFER: Final = 3  # gateway -> worker
-INFER_ALONE: Final = 4  # as INFER; the worker sends all finished answers before it runs this one
+INFER_ALONE: Final = 4  # as INFER; it runs when all answers before it are sent, and alone
 ANSWER: Final = 5  # worker -> gateway
 ANSWER_NONFINITE: Final = 6  # as ANSWER; an output holds NaN or infinity
 
 ROOM = 64 * 1024
 """Bytes a buffer has at first, and goes back to after a large frame."""
+
+SPARE: Final = 4
+"""Buffers that are kept for the next large bodies."""
 
 STATUSES: Final = frozenset({200, 400, 500, 504})
 """What a worker may answer with."""
@@ -88,6 +92,28 @@ class FrameBuffer:
         self._view = memoryview(bytearray(ROOM))
         self._start = 0
         self._end = 0
+        self._spare: list[memoryview] = []
+
+    def lend(self) -> memoryview:
+        """Give the memory away: bodies given out of it hold until it comes back by `recycle`."""
+        lent = self._view
+        held = self._end - self._start
+        self._view = self._room(max(ROOM, held, HEADER.size + self.awaited))
+        self._view[:held] = lent[self._start : self._end]
+        self._start, self._end = 0, held
+        return lent
+
+    def recycle(self, lent: memoryview) -> None:
+        """Take back what `lend` gave; may be called from another thread."""
+        if len(self._spare) < SPARE:
+            self._spare.append(lent)
+
+    def _room(self, size: int) -> memoryview:
+        """Return memory for `size` bytes; fresh pages of a large body cost more than its copy."""
+        for index, spare in enumerate(self._spare):
+            if len(spare) >= size:
+                return self._spare.pop(index)
+        return memoryview(bytearray(size))
 
     @property
     def awaited(self) -> int:
@@ -100,7 +126,7 @@ class FrameBuffer:
     def space(self) -> memoryview:
         """Return where the next bytes shall be received; bodies given out before are void then."""
         held = self._end - self._start
-        if not held and len(self._view) > ROOM:
+        if not held and len(self._view) > ROOM and not self._spare:
             self._view = memoryview(bytearray(ROOM))
         need = HEADER.size
         if held >= need:
@@ -110,7 +136,7 @@ class FrameBuffer:
         elif self._start + max(need, held + 4096) > len(self._view):
             kept = bytes(self._view[self._start : self._end])
             if max(need, held + 4096) > len(self._view):
-                self._view = memoryview(bytearray(max(need, held + 4096)))
+                self._view = self._room(max(need, held + 4096))
             self._view[:held] = kept
             self._start, self._end = 0, held
         return self._view[self._end :]

@@ -27,6 +27,8 @@ INVALID = (ort.capi.onnxruntime_pybind11_state.InvalidArgument, ValueError, Type
 class OnnxSession:
     """One `InferenceSession`; keeps the mappings of its external data alive."""
 
+    concurrent = True  # onnxruntime's `Run` is
+
     def __init__(self, session: ort.InferenceSession, mappings: Sequence[mmap.mmap]) -> None:
         self._session = session
         self._run = session.run

@@ -17,14 +17,15 @@ from edgefleet_agent.worker.codec import fits
 from edgefleet_shared.errors import EdgeFleetError, IncompatibleError, InvalidInputError
 
 WARM_UP_RUNS = 3
-_OUT_OF_MEMORY = ("bad_alloc", "Failed to allocate memory", "std::length_error", "errno 12")
+OUT_OF_MEMORY = ("bad_alloc", "Failed to allocate memory", "std::length_error", "errno 12")
 
 
 class Opened(NamedTuple):
-    """The report, and the session unless the report is a refusal."""
+    """The report, and the session unless the report is a refusal; `runs` = warm-up times, ns."""
 
     report: Report
     session: Session | None
+    runs: tuple[int, ...] = ()
 
 
 def import_code(order: Order) -> None:
@@ -51,7 +52,7 @@ def open_model(order: Order, files: Sequence[int]) -> Opened:
     except (RuntimeError, ValueError, OSError) as error:
         if isinstance(error, OSError) and error.errno == 12:
             return Opened(_out_of_memory(order, str(error)), None)
-        if any(sign in str(error) for sign in _OUT_OF_MEMORY):
+        if any(sign in str(error) for sign in OUT_OF_MEMORY):
             return Opened(_out_of_memory(order, str(error)), None)
         return Opened(Report(ok=False, code="load_failed", message=str(error)), None)
 
@@ -85,8 +86,11 @@ def _open(order: Order, files: Sequence[int]) -> Opened:
         golden.compare(index, found, case.outputs, spec.golden)
     proved = time.monotonic_ns()
     inputs = cases[0].inputs if cases else _zeros(order)
+    runs: list[int] = []
     for _ in range(WARM_UP_RUNS):
+        begun = time.perf_counter_ns()
         run_checked(session, order, inputs)
+        runs.append(time.perf_counter_ns() - begun)
     return Opened(
         Report(
             ok=True,
@@ -96,6 +100,7 @@ def _open(order: Order, files: Sequence[int]) -> Opened:
             memory_kb=sandbox.private_kb(),
         ),
         session,
+        tuple(runs),
     )
 
 

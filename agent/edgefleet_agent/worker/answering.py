@@ -1,0 +1,65 @@
+"""One request, answered: decode, run, encode. The relay and lent connections share it."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+import msgspec
+
+from edgefleet_agent.ipc import frames
+from edgefleet_agent.ports import Session
+from edgefleet_agent.worker.codec import Codec
+from edgefleet_shared.errors import InvalidInputError
+
+
+class Answer(NamedTuple):
+    """What goes back.
+
+    `status` is one of `frames.STATUSES`, `json_length` as in a frame, `parts` the body's, and
+    `spent` the nanoseconds that the model ran.
+    """
+
+    status: int
+    json_length: int
+    parts: list[bytes]
+    nonfinite: bool
+    spent: int
+
+
+class Answerer:
+    """Answers requests for one loaded model."""
+
+    def __init__(self, session: Session, codec: Codec) -> None:
+        self._session = session
+        self._codec = codec
+
+    def answer(self, body: memoryview, json_length: int) -> Answer:
+        """Answer one request's body; never raises for what a client sent or a model did."""
+        spent = 0
+        try:
+            request = self._codec.decode(body, json_length)
+            begun = time.perf_counter_ns()
+            found = self._session.run(request.inputs)
+            spent = time.perf_counter_ns() - begun
+            json_length, parts, nonfinite = self._codec.encode(request, found)
+        except (InvalidInputError, ValueError) as error:
+            return Answer(400, frames.NO_JSON, [_problem(error, "invalid_request")], False, spent)
+        except Exception as error:  # noqa: BLE001 - one bad request must not end the worker
+            return Answer(500, frames.NO_JSON, [_problem(error, "inference_failed")], False, spent)
+        return Answer(200, json_length, parts, nonfinite, spent)
+
+
+def _problem(error: BaseException, code: str) -> bytes:
+    text = str(error) or f"The worker failed: {type(error).__name__}."
+    return msgspec.json.encode({"error": text, "code": code})
+
+
+TOO_LATE = Answer(
+    504,
+    frames.NO_JSON,
+    [msgspec.json.encode({"error": "The deadline passed in the queue.", "code": "deadline"})],
+    False,
+    0,
+)
+"""For a request whose deadline passed before its turn came."""
