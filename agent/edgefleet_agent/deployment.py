@@ -143,6 +143,7 @@ class Staging:
                 return False
             outcome = client.load(spec, fds)
             self._tell(outcome, Step.PREPARE)
+            self._ledger.tell_share(spec.accelerator, outcome.accelerated_pct)
             self._ledger.ready_ms = outcome.ready_ms
         self._ledger.move(_E.STAGE)
         return True

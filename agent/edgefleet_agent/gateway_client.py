@@ -69,11 +69,12 @@ class GatewayClient:
             self.close()
             raise
 
-    def prove(self, spec: control.ModelSpec, fds: Sequence[int]) -> control.Outcome:
-        """Load and judge in a throw-away process; the outcome may be negative."""
-        return self.call(
-            control.Prove(self._id(), spec), control.Outcome, fds, deadline_s=_load_s(spec)
-        )
+    def prove(
+        self, spec: control.ModelSpec, fds: Sequence[int], *, measure: bool = False
+    ) -> control.Outcome:
+        """Load and judge in a throw-away process, and time it; the outcome may be negative."""
+        request = control.Prove(self._id(), spec, measure)
+        return self.call(request, control.Outcome, fds, deadline_s=_load_s(spec))
 
     def load(self, spec: control.ModelSpec, fds: Sequence[int]) -> control.Outcome:
         """Start a worker beside those that serve; the outcome may be negative."""

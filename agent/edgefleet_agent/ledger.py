@@ -175,6 +175,18 @@ class Ledger:
             **{key: value for key, value in data.items() if value},
         )
 
+    def tell_share(self, accelerator: str, accelerated_pct: int) -> None:
+        """Say so if part of a model runs on the CPU that was built for something faster."""
+        if accelerator != "cpu" and 0 <= accelerated_pct < 100:
+            self.tell(
+                Step.PREPARE,
+                "cpu_fallback",
+                f"{100 - accelerated_pct} % of the model's nodes run on the CPU, and not on the "
+                f"{accelerator} that it is built for.",
+                level="warning",
+                accelerated_pct=accelerated_pct,
+            )
+
     def report(self) -> SlotReport | None:
         """Return the slot as the fleet manager should see it; None before its first deployment."""
         record = self.record

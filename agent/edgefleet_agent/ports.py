@@ -66,7 +66,11 @@ class Transport(Protocol):
 
 
 class DeviceReport(msgspec.Struct, frozen=True):
-    """What probing an accelerator found; `why_not` says in a sentence why it is not usable."""
+    """What probing an accelerator found; `why_not` says in a sentence why it is not usable.
+
+    `memory_mb` is the device's own memory, on the CPU the machine's; `providers` are the execution
+    providers and delegates that a model has run on.
+    """
 
     name: str
     kind: str
@@ -74,6 +78,7 @@ class DeviceReport(msgspec.Struct, frozen=True):
     why_not: str = ""
     driver: str = ""
     memory_mb: int = 0
+    providers: tuple[str, ...] = ()
     detail: Mapping[str, Any] = {}
 
 
@@ -82,6 +87,9 @@ class Session(Protocol):
 
     A session whose `run` may be called by several threads at once says so by an attribute
     `concurrent = True`; without it there is one call at a time.
+
+    It may carry `device_share`: percent of the model's nodes that run on what the variant names as
+    its accelerator; -1, or no such attribute, where the runtime does not tell.
     """
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

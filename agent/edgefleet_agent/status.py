@@ -127,7 +127,8 @@ def _workers(run: Path) -> tuple[list[dict[str, Any]], list[str]]:
         try:
             workers = [
                 {"pid": worker.pid, "role": worker.role, "model": worker.model,
-                 "version": worker.version, "digest": worker.digest}
+                 "version": worker.version, "digest": worker.digest,
+                 "accelerated_pct": worker.accelerated_pct}
                 for worker in client.state.workers
             ]  # fmt: skip
             return workers, client.state.sandbox

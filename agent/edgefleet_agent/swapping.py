@@ -94,6 +94,7 @@ def measure(tools: Toolbox, swap: Swap, drain_s: float) -> SwapReceipt:
         p99_us_during=_us(latency, 0.99),
         gap_us=gap,
         memory_kb=now.get(receipt.to_digest, empty).memory_kb,
+        accelerated_pct=now.get(receipt.to_digest, empty).accelerated_pct,
     )
 
 

@@ -93,6 +93,7 @@ def _window(
         latency=histogram.difference(now.latency, before.latency if before else {}),
         compute=histogram.difference(now.compute, before.compute if before else {}),
         memory_kb=now.memory_kb,
+        accelerated_pct=now.accelerated_pct,
     )
     quiet = not any((
         window.requests, window.client_errors, window.server_errors, window.rejected,

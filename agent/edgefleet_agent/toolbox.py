@@ -117,4 +117,5 @@ def model_spec(manifest: Manifest, variant: Variant, digest: str, threads: int) 
         golden=variant.golden,
         session_options=variant.session_options,
         threads=threads,
+        cpu_fallback=variant.runtime.cpu_fallback,
     )

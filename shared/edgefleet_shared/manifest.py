@@ -41,7 +41,8 @@ class RuntimeNeed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     """What executes the variant: runtime name, lowest version, providers by preference, opsets.
 
     `image`, of a container alone, is `[HOST[:PORT]/]NAME@sha256:<hex>`: the digest is what is
-    signed, and there is no tag that could come to mean something else.
+    signed, and there is no tag that could come to mean something else. `cpu_fallback: false` asks a
+    device to refuse the variant rather than run nodes of it on the CPU.
     """
 
     name: Literal["onnxruntime", "litert", "container"]
@@ -49,14 +50,19 @@ class RuntimeNeed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     providers: list[str] = []
     opsets: dict[str, int] = {}
     image: str = ""
+    cpu_fallback: bool = True
 
 
-class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the variant may take: resident memory in MB, seconds to load and prove, disk in MB."""
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What the variant may take: resident memory in MB, seconds to load and prove, disk in MB.
+
+    `device_memory_mb` is what it takes of an accelerator's own memory; 0: not said.
+    """
 
     memory_mb: int = 1024
     load_s: int = 60
     disk_mb: int = 4096
+    device_memory_mb: int = 0
 
 
 class Golden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -127,7 +127,7 @@ def _check_variant(variant: Variant) -> None:
     for tensors in (variant.inputs, variant.outputs):
         _check_tensors(variant.id, tensors)
     limits = variant.limits
-    if min(limits.memory_mb, limits.load_s, limits.disk_mb) < 1:
+    if min(limits.memory_mb, limits.load_s, limits.disk_mb, limits.device_memory_mb + 1) < 1:
         raise InvalidInputError(
             f"The limits of variant {variant.id!r} must be positive.", code="manifest_limits"
         )
@@ -144,6 +144,10 @@ def _check_variant(variant: Variant) -> None:
 def _check_runtime(variant: Variant) -> None:
     """Check that an image is named by its digest, by a container variant and by no other."""
     image, container = variant.runtime.image, variant.runtime.name == "container"
+    if not variant.runtime.cpu_fallback and variant.accelerator == "cpu":
+        raise InvalidInputError(
+            f"Variant {variant.id!r} runs on the CPU and forbids it.", code="manifest_variants"
+        )
     if bool(image) != container:
         raise InvalidInputError(
             f"Variant {variant.id!r}: runtime 'container' needs an image, and no other has one.",

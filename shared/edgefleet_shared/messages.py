@@ -194,7 +194,8 @@ class SwapReceipt(msgspec.Struct, frozen=True):
 
     `kind` says why: activate, rollback, restore (after a restart) or stop. Latencies are
     microseconds over the window named, None where nobody asked; `gap_us` is the longest time
-    between two answers in `during`.
+    between two answers in `during`. `accelerated_pct` is the share of the new version's nodes that
+    run on its accelerator, -1 where that is not known.
     """
 
     ts: str
@@ -217,6 +218,7 @@ class SwapReceipt(msgspec.Struct, frozen=True):
     memory_kb: int = 0
     gap_us: int = 0
     trigger: str = ""
+    accelerated_pct: int = -1
 
 
 class TelemetryWindow(msgspec.Struct, frozen=True):
@@ -224,7 +226,7 @@ class TelemetryWindow(msgspec.Struct, frozen=True):
 
     `requests` were answered 200; the other counts stand beside it. `nonfinite` of `requests` held a
     NaN or an infinity. `latency` (gateway, whole request) and `compute` (worker alone) are
-    `histogram` counts.
+    `histogram` counts. `accelerated_pct` is as in `SwapReceipt`.
     """
 
     start: str
@@ -242,6 +244,7 @@ class TelemetryWindow(msgspec.Struct, frozen=True):
     latency: dict[int, int]
     compute: dict[int, int]
     memory_kb: int = 0
+    accelerated_pct: int = -1
 
 
 class Access(msgspec.Struct, frozen=True):

@@ -40,6 +40,7 @@ class FakeGateway:
         lose: Request names that are neither done nor answered.
         seen: Every request, in order, by name.
         fds: Bytes of the files that came with the last Prove or Load.
+        share: Percent of nodes that every model runs on its accelerator, as far as it tells.
     """
 
     def __init__(self, run: Path):
@@ -47,6 +48,7 @@ class FakeGateway:
         self.hold: set[str] = set()
         self.lose: set[str] = set()
         self.seen: list[str] = []
+        self.share = -1
         self.files: list[bytes] = []
         self.over = threading.Event()
         self._loaded: dict[str, Loaded] = {}
@@ -189,7 +191,10 @@ class FakeGateway:
                 if name == "Load":
                     new = self._released.pop(digest, None) or Loaded(request.spec)
                     self._loaded.setdefault(digest, new)
-                return control.Outcome(request.id, ok=True, load_ms=1, ready_ms=2, memory_kb=100)
+                return control.Outcome(
+                    request.id, ok=True, load_ms=1, ready_ms=2, memory_kb=100,
+                    accelerated_pct=self.share,
+                )  # fmt: skip
             case control.Flip():
                 return self._flip(request)
             case control.Unroute():

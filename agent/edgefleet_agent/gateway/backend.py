@@ -73,6 +73,7 @@ class Backend:
         assert link is not None
         self._link = link
         self.counters.memory_kb = started.report.memory_kb
+        self.counters.accelerated_pct = started.report.accelerated_pct
         link.on_frame = self._on_frame
         link.on_lost = self._on_lost
 

@@ -137,7 +137,7 @@ class Client:
                 text = f"{len(files)} descriptors came for {len(message.spec.files)} files."
                 reply = control.Outcome(number, ok=False, code="load_failed", message=text)
             elif isinstance(message, control.Prove):
-                reply = await plane.prove(number, message.spec, files)
+                reply = await plane.prove(number, message.spec, files, measure=message.measure)
             else:
                 reply = await plane.load(number, message.spec, files)
             self.send(reply)

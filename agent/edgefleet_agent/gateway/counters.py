@@ -10,8 +10,8 @@ class Counters:
     """Cumulative; see `control.DigestStats` for what each field means."""
 
     __slots__ = (
-        "client_errors", "compute", "crashes", "latency", "memory_kb", "nonfinite", "rejected",
-        "replayed", "requests", "server_errors", "spec",
+        "accelerated_pct", "client_errors", "compute", "crashes", "latency", "memory_kb",
+        "nonfinite", "rejected", "replayed", "requests", "server_errors", "spec",
     )  # fmt: skip
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -24,6 +24,7 @@ class Counters:
         self.replayed = 0
         self.crashes = 0
         self.memory_kb = 0
+        self.accelerated_pct = -1
         self.latency: Counts = {}
         self.compute: Counts = {}
 
@@ -55,5 +56,5 @@ class Counters:
             server_errors=self.server_errors, rejected=self.rejected, nonfinite=self.nonfinite,
             replayed=self.replayed, crashes=self.crashes, in_flight=in_flight,
             memory_kb=self.memory_kb, latency=dict(self.latency), compute=dict(self.compute),
-            max_gap_us=max_gap_us,
+            max_gap_us=max_gap_us, accelerated_pct=self.accelerated_pct,
         )  # fmt: skip

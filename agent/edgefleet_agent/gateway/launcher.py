@@ -42,7 +42,13 @@ class Launcher:
         self.running: set[Child] = set()
 
     async def launch(
-        self, spec: ModelSpec, files: Sequence[int], *, prove: bool = False, again: bool = False
+        self,
+        spec: ModelSpec,
+        files: Sequence[int],
+        *,
+        prove: bool = False,
+        again: bool = False,
+        measure: bool = False,
     ) -> Started:
         """Start a worker. Never raises for a bad model or a dead worker: the report says it.
 
@@ -51,6 +57,7 @@ class Launcher:
             files: Descriptors in the order of `spec.files`; they stay the caller's.
             prove: Load, run golden vectors, report, exit.
             again: It takes the place of one that died: the worker hashes the files itself.
+            measure: Time the golden inputs too.
         """
         loop = asyncio.get_running_loop()
         begun = time.monotonic()
@@ -69,7 +76,8 @@ class Launcher:
         link = Link(lambda frame: _on_report(first, frame), lambda: _on_lost(first), longest)
         threads = max(1, min(spec.threads, self._threads))
         spec = msgspec.structs.replace(spec, threads=threads)
-        rest = _send_order(ours, frames.Order(spec, prove, threads, os.getpid(), again), files)
+        order = frames.Order(spec, prove, threads, os.getpid(), again, measure)
+        rest = _send_order(ours, order, files)
         ours.setblocking(False)
         await loop.create_connection(lambda: link, sock=ours)
         if rest:

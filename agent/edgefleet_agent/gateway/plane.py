@@ -49,10 +49,12 @@ class Plane:
 
     # ------------------------------------------------------------------- loading
 
-    async def prove(self, number: int, spec: ModelSpec, files: list[int]) -> Outcome:
+    async def prove(
+        self, number: int, spec: ModelSpec, files: list[int], *, measure: bool = False
+    ) -> Outcome:
         """Load in a throw-away worker; the descriptors are closed."""
         try:
-            started = await self._launcher.launch(spec, files, prove=True)
+            started = await self._launcher.launch(spec, files, prove=True, measure=measure)
         finally:
             _close(files)
         self._note_sandbox(spec, started.report)
@@ -71,7 +73,7 @@ class Plane:
             task.add_done_callback(lambda _: self._loading.pop(spec.digest))
         else:
             _close(files)
-        known = Report(ok=True, memory_kb=backend.counters.memory_kb if backend else 0)
+        known = _known(backend)
         report = await asyncio.shield(task) if task else known
         backend = self.backends.get(spec.digest)
         return _outcome(number, report, backend.pid if backend else 0)
@@ -191,6 +193,7 @@ class Plane:
 
     async def _respawn(self, backend: Backend) -> None:
         while True:
+            share = backend.counters.accelerated_pct
             started = await self._launcher.launch(backend.spec, backend.files, again=True)
             route = self._route_of(backend)
             if started.link is not None:
@@ -199,6 +202,10 @@ class Plane:
                     await self._forget(backend)
                     return
                 self._tell("restarted", backend, f"In {started.report.ready_ms} ms.")
+                if 0 <= started.report.accelerated_pct < share:
+                    text = f"It ran {share} % of its nodes on the accelerator, and runs "
+                    text += f"{started.report.accelerated_pct} % since its restart."
+                    self._tell("cpu_fallback", backend, text)
                 self.router.resume(route)
                 return
             backend.failed_to_start()
@@ -242,7 +249,12 @@ class Plane:
         """Return every loaded digest; pid 0 = its worker is dead or quarantined."""
         return [
             WorkerInfo(
-                b.spec.model, b.spec.version, b.digest, self.role(b), b.pid if b.ready else 0
+                b.spec.model,
+                b.spec.version,
+                b.digest,
+                self.role(b),
+                b.pid if b.ready else 0,
+                b.counters.accelerated_pct,
             )
             for b in self.backends.values()
         ]
@@ -287,8 +299,17 @@ class Plane:
 def _outcome(number: int, report: Report, pid: int) -> Outcome:
     return Outcome(
         number, report.ok, report.code, report.message, report.load_ms, report.golden_ms,
-        report.ready_ms, report.memory_kb, pid, report.sandbox,
+        report.ready_ms, report.memory_kb, pid, report.sandbox, report.accelerated_pct,
+        report.median_us,
     )  # fmt: skip
+
+
+def _known(backend: Backend | None) -> Report:
+    """Return the report of a digest that is loaded already."""
+    if backend is None:
+        return Report(ok=True)
+    counters = backend.counters
+    return Report(ok=True, memory_kb=counters.memory_kb, accelerated_pct=counters.accelerated_pct)
 
 
 def _refused(number: int, code: str, message: str) -> Outcome:

@@ -26,7 +26,12 @@ LAYERS = ("rlimits", "no_new_privs", "no_capabilities", "landlock", "seccomp")
 
 
 class ModelSpec(msgspec.Struct, frozen=True):
-    """All that gateway and worker need to know of one package variant; no path, no URL, no key."""
+    """All that gateway and worker need to know of one package variant; no URL, no key.
+
+    `placement` is what agentd chose to run it on: execution providers or delegates of this device
+    by preference, with options from its own configuration. No package has a say in it, and it
+    alone may hold a path. `cpu_fallback`: nodes that the accelerator cannot run may run on the CPU.
+    """
 
     model: str
     version: str
@@ -41,6 +46,8 @@ class ModelSpec(msgspec.Struct, frozen=True):
     golden: Golden | None = None
     session_options: dict[str, int | str | bool] = {}
     threads: int = 1
+    cpu_fallback: bool = True
+    placement: dict[str, dict[str, str]] = {}
 
 
 class Hello(msgspec.Struct, tag=True, frozen=True):
@@ -50,10 +57,14 @@ class Hello(msgspec.Struct, tag=True, frozen=True):
 
 
 class Prove(msgspec.Struct, tag=True, frozen=True):
-    """Load in a throw-away process, run the golden vectors, report, exit. Answered by `Outcome`."""
+    """Load in a throw-away process, run the golden vectors, report, exit. Answered by `Outcome`.
+
+    `measure`: run the golden inputs long enough to tell their median time.
+    """
 
     id: int
     spec: ModelSpec
+    measure: bool = False
 
 
 class Load(msgspec.Struct, tag=True, frozen=True):
@@ -114,7 +125,8 @@ class Outcome(msgspec.Struct, tag=True, frozen=True):
     Codes of Prove and Load: `load_failed`, `golden_mismatch`, `load_timeout`, `out_of_memory`,
     `crashed`, `sandbox_violation`, `unsupported_runtime`, `unsupported_accelerator`, and those of
     the lint. Times are milliseconds, memory the worker's private kilobytes; `sandbox` names the
-    layers that the worker was shut in by.
+    layers that the worker was shut in by. `accelerated_pct` is the share of the model's nodes on
+    the variant's accelerator (-1 = not known), `median_us` the median run of a proof that measured.
     """
 
     id: int
@@ -127,6 +139,8 @@ class Outcome(msgspec.Struct, tag=True, frozen=True):
     memory_kb: int = 0
     pid: int = 0
     sandbox: list[str] = []
+    accelerated_pct: int = -1
+    median_us: int = 0
 
 
 class Flipped(msgspec.Struct, tag=True, frozen=True):
@@ -163,6 +177,7 @@ class DigestStats(msgspec.Struct, frozen=True):
     latency: dict[int, int]
     compute: dict[int, int]
     max_gap_us: int = 0
+    accelerated_pct: int = -1
 
 
 class StatsReply(msgspec.Struct, tag=True, frozen=True):
@@ -175,7 +190,8 @@ class StatsReply(msgspec.Struct, tag=True, frozen=True):
 class WorkerInfo(msgspec.Struct, frozen=True):
     """One loaded digest; role is `active`, `standby` or `idle` (loaded, not routed).
 
-    `pid` is 0 while its worker is being restarted, and once it is quarantined.
+    `pid` is 0 while its worker is being restarted, and once it is quarantined. `accelerated_pct` is
+    as in `Outcome`.
     """
 
     model: str
@@ -183,6 +199,7 @@ class WorkerInfo(msgspec.Struct, frozen=True):
     digest: str
     role: str
     pid: int
+    accelerated_pct: int = -1
 
 
 class GatewayState(msgspec.Struct, tag=True, frozen=True):
@@ -199,11 +216,15 @@ class GatewayState(msgspec.Struct, tag=True, frozen=True):
 
 
 class Event(msgspec.Struct, tag=True, frozen=True):
-    """Something happened in the gateway: `worker_died`, `restarted`, `quarantined` or `sandbox`.
+    """Something happened in the gateway: a worker died or came back, or what it runs on changed.
+
+    The codes: `worker_died`, `restarted`, `quarantined`, `sandbox`, `cpu_fallback`.
 
     `quarantined` comes after three crashes within a minute: the digest is not restarted, and the
     route has moved to the standby where there is one (`fallback`, else ''). `sandbox` comes when
     the layers that workers are shut in by are known, or are others: `message` names them.
+    `cpu_fallback` comes when a restarted worker runs less of its model on the accelerator than the
+    one before it.
     """
 
     code: str

@@ -43,7 +43,7 @@ class Order(msgspec.Struct, frozen=True):
     """What a new worker shall do: load `spec`, prove it, and serve unless `prove`.
 
     `parent` is the gateway's pid: the worker dies with it. `again`: it takes the place of one that
-    died, and nobody has hashed the files since.
+    died, and nobody has hashed the files since. `measure`: time the golden inputs as well.
     """
 
     spec: ModelSpec
@@ -51,6 +51,7 @@ class Order(msgspec.Struct, frozen=True):
     threads: int
     parent: int
     again: bool = False
+    measure: bool = False
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -67,15 +68,18 @@ class Report(msgspec.Struct, frozen=True):
     ready_ms: int = 0
     memory_kb: int = 0
     sandbox: list[str] = []
+    accelerated_pct: int = -1
+    median_us: int = 0
 
     def bounded(self) -> Report:
         """Return the report with short texts, and numbers that every reader can hold."""
-        numbers = ("load_ms", "golden_ms", "ready_ms", "memory_kb")
+        numbers = ("load_ms", "golden_ms", "ready_ms", "memory_kb", "median_us")
         return Report(
             ok=self.ok,
             code=self.code[:64],
             message=self.message[:2000],
             sandbox=[layer[:40] for layer in self.sandbox[:16]],
+            accelerated_pct=min(max(self.accelerated_pct, -1), 100),
             **{name: min(max(getattr(self, name), 0), 2**31) for name in numbers},
         )
 

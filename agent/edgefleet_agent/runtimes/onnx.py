@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import mmap
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from importlib import import_module
 
 import numpy as np
 import onnxruntime as ort
 
+from edgefleet_agent import providers
 from edgefleet_agent.ipc.control import ModelSpec
+from edgefleet_shared.errors import IncompatibleError
 
 LEVELS = {
     "disable_all": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
@@ -25,11 +30,18 @@ INVALID = (ort.capi.onnxruntime_pybind11_state.InvalidArgument, ValueError, Type
 
 
 class OnnxSession:
-    """One `InferenceSession`; keeps the mappings of its external data alive."""
+    """One `InferenceSession`; keeps the mappings of its external data alive.
+
+    Attributes:
+        device_share: Percent of the nodes that run on the accelerator, -1 if that is not known.
+    """
 
     concurrent = True  # onnxruntime's `Run` is
 
-    def __init__(self, session: ort.InferenceSession, mappings: Sequence[mmap.mmap]) -> None:
+    def __init__(
+        self, session: ort.InferenceSession, mappings: Sequence[mmap.mmap], device_share: int = -1
+    ) -> None:
+        self.device_share = device_share
         self._session = session
         self._run = session.run
         self._mappings = mappings
@@ -67,11 +79,12 @@ class OnnxRuntime:
         whatever happens to the path meanwhile.
 
         Raises:
-            RuntimeError: onnxruntime refuses the model or a provider is missing.
+            RuntimeError: onnxruntime refuses the model, or a provider is missing or does not start.
+            IncompatibleError: Nodes would run on the CPU, which the package forbids
+                (`cpu_fallback`).
         """
-        if missing := set(provider_options) - set(ort.get_available_providers()):
-            raise RuntimeError(f"onnxruntime here lacks the provider {min(missing)}.")
         options = session_options(spec)
+        arguments = _place(options, provider_options)
         names: list[str] = []
         mappings: list[mmap.mmap] = []
         model, folder = _find_model(spec, files)
@@ -84,14 +97,82 @@ class OnnxRuntime:
                 names, mappings, [len(mapping) for mapping in mappings]
             )
         try:
+            # Without `enable_fallback` a provider that fails is an error, not a line on stdout.
             session = ort.InferenceSession(
-                f"/proc/self/fd/{model}",
-                options,
-                providers=[(name, dict(value)) for name, value in provider_options.items()],
+                f"/proc/self/fd/{model}", options, enable_fallback=0, **arguments
             )
         except Exception as error:  # onnxruntime's errors share no base but Exception
+            if "fallback to CPU EP has been explicitly disabled" in str(error):
+                raise IncompatibleError(
+                    "Some nodes of the model cannot run on the accelerator, and the package "
+                    "forbids the CPU.",
+                    code="cpu_fallback",
+                ) from error
             raise RuntimeError(f"onnxruntime cannot load it: {_first_line(error)}") from error
-        return OnnxSession(session, mappings)
+        wanted = [name for name in provider_options if name != providers.CPU]
+        if wanted and not {*wanted} & {*session.get_providers()}:
+            raise RuntimeError(f"onnxruntime could not start {' or '.join(wanted)} here.")
+        return OnnxSession(session, mappings, _share(session, wanted or [providers.CPU]))
+
+
+def _place(
+    options: ort.SessionOptions, wanted: Mapping[str, Mapping[str, str]]
+) -> dict[str, object]:
+    """Tell onnxruntime what to run on; return what its constructor must be told beside.
+
+    Raises:
+        RuntimeError: A provider is not installed, or finds no device.
+    """
+    built_in = set(ort.get_available_providers())
+    for name in wanted:
+        if name not in built_in and name not in providers.PLUGINS:
+            raise RuntimeError(f"onnxruntime here lacks the provider {name}.")
+    if providers.CUDA & set(wanted):
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+            ort.preload_dlls()
+    if built_in.issuperset(wanted):
+        return {"providers": [(name, dict(value)) for name, value in wanted.items()]}
+    for name, value in wanted.items():
+        if name in built_in:
+            if name != providers.CPU:  # which is always there, last
+                options.add_provider(name, dict(value))
+        else:
+            _add_plugin(options, name, dict(value))
+    return {}
+
+
+def _add_plugin(options: ort.SessionOptions, name: str, settings: dict[str, str]) -> None:
+    """Add a provider that comes as a library of its own, for one device of the kind asked for."""
+    kind = settings.pop(providers.DEVICE_TYPE, "GPU")
+    if not any(device.ep_name == name for device in ort.get_ep_devices()):
+        try:
+            library = import_module(providers.PLUGINS[name]).get_library_path()
+        except (ImportError, OSError) as error:
+            raise RuntimeError(f"The provider {name} is not installed: {error}.") from error
+        with contextlib.suppress(Exception):  # it is registered already, and finds no device
+            ort.register_execution_provider_library(name, library)
+    found = [
+        device
+        for device in ort.get_ep_devices()
+        if device.ep_name == name
+        and device.device.type.name == kind
+        and "is_virtual" not in device.device.metadata
+    ]
+    if not found:
+        raise RuntimeError(f"{name} finds no {kind} that it knows on this machine.")
+    options.add_provider_for_devices(found[:1], settings)
+
+
+def _share(session: ort.InferenceSession, wanted: Collection[str]) -> int:
+    """Return the percentage of nodes that run on the providers wanted; -1 if it is not told."""
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return -1
+    counts = [
+        (part.ep_name in wanted, len(part.get_nodes()))
+        for part in session.get_provider_graph_assignment_info()
+    ]
+    total, there = sum(n for _, n in counts), sum(n for here, n in counts if here)
+    return max(100 * there // total, min(there, 1)) if total else 100
 
 
 def session_options(spec: ModelSpec) -> ort.SessionOptions:
@@ -121,6 +202,9 @@ def session_options(spec: ModelSpec) -> ort.SessionOptions:
     # A thread that spins for work burns half a core at ten requests a second.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if not spec.cpu_fallback:
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     return options
 
 
