@@ -139,8 +139,8 @@ _KINDS = {
 
 
 def golden_bytes(cases) -> bytes:
-    """Golden file of [(inputs, outputs), ...], each a mapping of name to float32/int64 array."""
-    names = {"float32": "FP32", "int64": "INT64"}
+    """Golden file of [(inputs, outputs), ...], each a mapping of name to array."""
+    names = {"float32": "FP32", "int64": "INT64", "int32": "INT32", "int8": "INT8"}
     tensors = {}
     for index, (inputs, outputs) in enumerate(cases):
         for kind, arrays in (("input", inputs), ("output", outputs)):
@@ -172,13 +172,14 @@ def package(
     cases: int = 0,
     extra: Mapping[str, bytes] | None = None,
     limits: Limits | None = None,
-    runtime: str = "onnxruntime",
+    runtime: str = "",
     accelerator: str = "cpu",
     **options,
 ) -> Package:
-    """Write a model into `folder` and describe it as its own graph does."""
-    graph = onnx.load_model_from_string(model).graph if model else None
-    files = {"model.onnx": (model, "onnx")}
+    """Write a model, ONNX or TFLite, into `folder` and describe it as its own graph does."""
+    light = model[4:8] == b"TFL3"
+    files = {"model.tflite": (model, "tflite")} if light else {"model.onnx": (model, "onnx")}
+    inputs, outputs = _tflite_signature(model) if light else _onnx_signature(model)
     files |= {path: (data, "onnx_external") for path, data in (extra or {}).items()}
     if golden is not None:
         files["golden.safetensors"] = (golden, "golden")
@@ -191,15 +192,28 @@ def package(
         entries.append(FileEntry(path, digest, len(data), role))
     signature = sha256_digest(f"{name} {version} {[e.digest for e in entries]}".encode())
     spec = ModelSpec(
-        model=name, version=version, digest=signature, runtime=runtime, accelerator=accelerator,
-        providers=["CPUExecutionProvider"], files=entries,
-        inputs=_signature(graph.input if graph else []),
-        outputs=_signature(graph.output if graph else []),
+        model=name, version=version, digest=signature,
+        runtime=runtime or ("litert" if light else "onnxruntime"), accelerator=accelerator,
+        providers=[] if light else ["CPUExecutionProvider"], files=entries,
+        inputs=inputs, outputs=outputs,
         limits=limits or Limits(),
         golden=Golden("golden.safetensors", cases) if golden is not None else None,
         session_options=options,
     )  # fmt: skip
     return Package(spec, paths)
+
+
+def _tflite_signature(model: bytes) -> list[list[TensorSpec]]:
+    from tests.tflite_models import signature  # needs a library that is not everywhere
+
+    return [[TensorSpec(*one) for one in tensors] for tensors in signature(model)]
+
+
+def _onnx_signature(model: bytes) -> list[list[TensorSpec]]:
+    if not model:
+        return [[], []]
+    graph = onnx.load_model_from_string(model).graph
+    return [_signature(graph.input), _signature(graph.output)]
 
 
 def _signature(values) -> list[TensorSpec]:

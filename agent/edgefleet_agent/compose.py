@@ -151,7 +151,7 @@ def _gateway_environ(environ: Mapping[str, str]) -> dict[str, str]:
 def _software() -> str:
     """Return agent and runtimes with their versions; reads no more than what pip wrote."""
     found = [f"edgefleet-agent {__version__}"]
-    for name in ("onnxruntime", "ai-edge-litert"):
+    for name in ("onnxruntime", "ai-edge-litert", "tflite-runtime"):
         with contextlib.suppress(PackageNotFoundError):
             found.append(f"{name} {version(name)}")
     return ", ".join(found)

@@ -1,13 +1,16 @@
-"""The process that workers are forked from: it has imported the runtimes and done nothing else.
+"""The process that workers are forked from: it has imported runtimes and done nothing else.
 
 It runs one thread, holds no secret and opens no model. On fd 3 (SOCK_SEQPACKET) the gateway sends
-a request number with the worker's end of a socketpair, and gets the number with the worker's pid,
-or with a negative errno. The worker is a grandchild whose parent becomes the gateway (a subreaper),
-so it outlives the zygote, and only the gateway reaps it.
+a request number and a runtime's name with the worker's end of a socketpair, and gets the number
+with the worker's pid, or with a negative errno. The worker is a grandchild whose parent becomes the
+gateway (a subreaper), so it outlives the zygote, and only the gateway reaps it. A runtime is
+imported when the first model comes that needs it: a device that has two installed and uses one does
+not hold both in memory.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import os
@@ -20,6 +23,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from edgefleet_agent.worker import compose, environment, sandbox, serving
+from edgefleet_shared.errors import IncompatibleError
 
 
 def main() -> None:
@@ -27,18 +31,26 @@ def main() -> None:
     control = socket.socket(fileno=3)
     sandbox.die_with_parent(os.getppid())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    compose.preload()
-    gc.collect()
-    gc.freeze()  # keeps the collector from touching pages that are shared
+    imported: set[bytes] = set()
     while True:
         data, fds, _, _ = socket.recv_fds(control, environment.REQUEST.size, 1)
         if not data:
             return
-        (number,) = environment.REQUEST.unpack(data)
+        number, name = environment.REQUEST.unpack(data)
+        if name not in imported:
+            imported.add(name)
+            _import(name.rstrip(b"\0").decode())
         pid = _fork(control, fds[0]) if fds else -errno.EBADF
         for fd in fds:
             os.close(fd)
         control.send(environment.REPLY.pack(number, pid))
+
+
+def _import(runtime: str) -> None:
+    with contextlib.suppress(IncompatibleError):  # the worker will say that it is missing
+        compose.runtime(runtime)
+    gc.collect()
+    gc.freeze()  # keeps the collector from touching pages that are shared
 
 
 def _fork(control: socket.socket, fd: int) -> int:

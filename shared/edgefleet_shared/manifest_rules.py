@@ -35,7 +35,10 @@ SESSION_OPTIONS = frozenset({
     "intra_op_num_threads", "inter_op_num_threads", "enable_cpu_mem_arena", "enable_mem_pattern",
     "graph_optimization_level", "execution_mode",
 })  # fmt: skip
-"""Session options that a package may set. Anything that names a path or loads code is not here."""
+"""Session options of ONNX that a package may set. What names a path or loads code is not here."""
+
+LITERT_OPTIONS = frozenset({"num_threads"})
+"""The same of TFLite models."""
 
 
 _PART = "[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
@@ -131,11 +134,12 @@ def _check_variant(variant: Variant) -> None:
         raise InvalidInputError(
             f"The limits of variant {variant.id!r} must be positive.", code="manifest_limits"
         )
-    if foreign := set(variant.session_options) - SESSION_OPTIONS:
+    allowed = LITERT_OPTIONS if variant.runtime.name == "litert" else SESSION_OPTIONS
+    if foreign := set(variant.session_options) - allowed:
         raise InvalidInputError(
             f"A package may not set the session option {min(foreign)!r}.",
             code="manifest_session_option",
-            hint=f"Allowed: {', '.join(sorted(SESSION_OPTIONS))}.",
+            hint=f"Allowed: {', '.join(sorted(allowed))}.",
         )
     if variant.golden:
         _check_golden(variant.golden, variant.files)

@@ -35,7 +35,8 @@ def test_bad_models_are_refused_with_a_reason(gateway, tmp_path):
     """Unknown runtime or accelerator, bytes that are no model, a wrong signature: each its code."""
     good = package(tmp_path, linear(1.0))
     for changed, code in [
-        (package(tmp_path, linear(1.0), runtime="litert"), "unsupported_runtime"),
+        (package(tmp_path, linear(1.0), runtime="abacus"), "unsupported_runtime"),
+        (package(tmp_path, linear(1.0), runtime="litert"), "load_failed"),
         (package(tmp_path, linear(1.0), runtime="container"), "unsupported_runtime"),
         (package(tmp_path, linear(1.0), accelerator="npu"), "unsupported_accelerator"),
         (package(tmp_path, linear(1.0), graph_optimization_level="never"), "load_failed"),

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from edgefleet_agent.ipc import control
+from tests import tflite_models
 from tests.agent.gateways import Gateway, fp32
 from tests.models import linear, package
 
@@ -51,7 +53,23 @@ def test_the_zygote_has_one_thread(serving):
     assert "onnxruntime" in Path(f"/proc/{zygote}/maps").read_text()
 
 
-def test_onnxruntime_writes_nothing_at_home(serving, home):
+def test_the_zygote_imports_what_is_used(serving, tmp_path):
+    """LiteRT comes into the zygote with the first TFLite model; it has one thread all the same."""
+    gateway, _ = serving
+    zygote = gateway.zygote()
+    assert "ai_edge_litert" not in Path(f"/proc/{zygote}/maps").read_text()
+    one = package(tmp_path, tflite_models.linear(1.0), name="light")
+    assert gateway.control.serve(one).ok
+    assert gateway.zygote() == zygote
+    assert "ai_edge_litert" in Path(f"/proc/{zygote}/maps").read_text()
+    assert status(zygote)["Threads"] == "1"
+    assert gateway.infer(fp32("x", [1, 2, 3, 4], [1, 4]), "light")[1]["outputs"][0]["data"] == [
+        10, 10,
+    ]  # fmt: skip
+    gateway.control.ask(control.Unroute, "light")
+
+
+def test_runtimes_write_nothing_at_home(serving, home):
     """Telemetry is off: no file appears under HOME."""
     del serving
     assert list(home.rglob("*")) == []

@@ -56,6 +56,14 @@ entries = st.builds(
     lambda path, blob, role: FileEntry(path, sha256_digest(blob), len(blob), role),
     paths, st.binary(max_size=9), st.sampled_from(["onnx", "labels", "json"]),
 )  # fmt: skip
+
+
+def fitting(variant: Variant) -> Variant:
+    """Return it with options that its runtime has."""
+    light = variant.runtime.name == "litert" and variant.session_options
+    return replace(variant, session_options={"num_threads": 2}) if light else variant
+
+
 variants = st.builds(
     Variant, names, st.lists(st.text(max_size=9), min_size=1, max_size=2),
     st.sampled_from(["cpu", "gpu", "fpga", "npu"]),
@@ -66,7 +74,7 @@ variants = st.builds(
     session_options=st.dictionaries(
         st.sampled_from(sorted(SESSION_OPTIONS)), st.integers(0, 9) | st.text(max_size=9)
         | st.booleans(), max_size=3),
-)  # fmt: skip
+).map(fitting)  # fmt: skip
 manifests = st.builds(
     lambda floor, more, **rest: Manifest(
         schema=1, release_counter=max(floor, 1) + more, security_floor=floor, **rest),
@@ -138,6 +146,9 @@ REFUSED: dict[str, tuple[Manifest, str]] = {
         with_variant(files=[MODEL, VECTORS, replace(MODEL, path="MODEL.onnx")]), "manifest_path"),
     "an option that loads code": (
         with_variant(session_options={"session.custom_ops": "/x.so"}),
+        "manifest_session_option"),
+    "an option of the other runtime": (
+        with_variant(runtime=RuntimeNeed("litert"), session_options={"execution_mode": "parallel"}),
         "manifest_session_option"),
     "golden vectors that are not there": (
         with_variant(golden=Golden("else", 1)), "manifest_golden"),

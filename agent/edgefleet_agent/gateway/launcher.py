@@ -65,7 +65,7 @@ class Launcher:
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
         try:
-            child = await self._spawner.spawn(theirs)
+            child = await self._spawner.spawn(theirs, spec.runtime)
         except UnavailableError as error:
             ours.close()
             return _failed("load_failed", str(error))

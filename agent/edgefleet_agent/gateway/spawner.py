@@ -36,7 +36,7 @@ class Spawner:
         return self._zygote.pid if self._zygote else 0
 
     def start(self) -> None:
-        """Start the zygote; it imports while the gateway goes on."""
+        """Start the zygote; it gets ready while the gateway goes on."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid = _execute("edgefleet_agent.zygote", [], theirs)
         ours.setblocking(False)
@@ -44,8 +44,12 @@ class Spawner:
         self._zygote.ended.add_done_callback(self._on_death)
         self._loop.add_reader(ours, self._on_reply)
 
-    async def spawn(self, theirs: socket.socket) -> Child:
+    async def spawn(self, theirs: socket.socket, runtime: str) -> Child:
         """Start a worker on its end of a socketpair, which is closed here.
+
+        Args:
+            theirs: The worker's end.
+            runtime: What it will run its model with; the zygote has it imported before it forks.
 
         Raises:
             UnavailableError: No process can be made.
@@ -54,7 +58,7 @@ class Spawner:
             while self.forking:
                 if self._control is None:
                     self.start()
-                pid = await self._ask(theirs)
+                pid = await self._ask(theirs, runtime)
                 if pid > 0:
                     return Child(pid)
                 if pid < 0:  # it lives and cannot: threads, or the process limit
@@ -66,16 +70,15 @@ class Spawner:
             except OSError as error:
                 raise UnavailableError(f"No worker can be started: {error}.") from error
 
-    async def _ask(self, theirs: socket.socket) -> int:
+    async def _ask(self, theirs: socket.socket, runtime: str) -> int:
         """Return the new worker's pid, a negative errno, or 0 when the zygote died."""
         assert self._control is not None
         self._number += 1
         answer: asyncio.Future[int] = self._loop.create_future()
         self._waiting.append((self._number, answer))
         try:
-            socket.send_fds(
-                self._control, [environment.REQUEST.pack(self._number)], [theirs.fileno()]
-            )
+            request = environment.REQUEST.pack(self._number, runtime.encode())
+            socket.send_fds(self._control, [request], [theirs.fileno()])
         except BlockingIOError:
             self._waiting.pop()
             return -11

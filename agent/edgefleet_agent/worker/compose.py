@@ -8,7 +8,10 @@ from typing import cast
 from edgefleet_agent.ports import Accelerator, Runtime
 from edgefleet_shared.errors import IncompatibleError
 
-RUNTIMES = {"onnxruntime": "edgefleet_agent.runtimes.onnx:OnnxRuntime"}
+RUNTIMES = {
+    "onnxruntime": "edgefleet_agent.runtimes.onnx:OnnxRuntime",
+    "litert": "edgefleet_agent.runtimes.litert:LiteRt",
+}
 ACCELERATORS = {"cpu": "edgefleet_agent.accelerators.cpu:Cpu"}
 
 
@@ -28,18 +31,6 @@ def accelerator(kind: str) -> Accelerator:
         IncompatibleError: Unknown, or its library is missing (`unsupported_accelerator`).
     """
     return cast("Accelerator", _make(ACCELERATORS, kind, "accelerator"))
-
-
-def preload() -> list[str]:
-    """Import every runtime whose library is here; return the names. For the zygote."""
-    found = []
-    for name in RUNTIMES:
-        try:
-            runtime(name)
-        except IncompatibleError:
-            continue
-        found.append(name)
-    return found
 
 
 def _make(table: dict[str, str], name: str, what: str) -> object:

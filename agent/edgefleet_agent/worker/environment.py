@@ -5,8 +5,8 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-REQUEST: Final = struct.Struct("<I")
-"""To the zygote: a request's number, with the worker's socket."""
+REQUEST: Final = struct.Struct("<I16s")
+"""To the zygote: a request's number and the runtime's name, with the worker's socket."""
 
 REPLY: Final = struct.Struct("<Ii")
 """From the zygote: the number, and the worker's pid or a negative errno."""
