@@ -118,4 +118,5 @@ def model_spec(manifest: Manifest, variant: Variant, digest: str, threads: int) 
         session_options=variant.session_options,
         threads=threads,
         cpu_fallback=variant.runtime.cpu_fallback,
+        fpga=variant.fpga,
     )

@@ -7,9 +7,15 @@ from typing import Literal
 import msgspec
 
 from edgefleet_shared.errors import InvalidInputError
+from edgefleet_shared.fpga import Fpga
 
-Role = Literal["onnx", "onnx_external", "tflite", "labels", "json", "golden"]
-"""What a file is for. Python, pickles, shared objects and archives have no role."""
+Role = Literal[
+    "onnx", "onnx_external", "tflite", "labels", "json", "golden", "bitstream", "overlay"
+]
+"""What a file is for. Python, pickles, shared objects and archives have no role.
+
+`bitstream` is what an FPGA is programmed with, `overlay` a device-tree overlay that goes with it.
+"""
 
 Datatype = Literal[
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",
@@ -43,9 +49,10 @@ class RuntimeNeed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     `image`, of a container alone, is `[HOST[:PORT]/]NAME@sha256:<hex>`: the digest is what is
     signed, and there is no tag that could come to mean something else. `cpu_fallback: false` asks a
     device to refuse the variant rather than run nodes of it on the CPU.
+    `registers` is a core in an FPGA that is run by its register window.
     """
 
-    name: Literal["onnxruntime", "litert", "container"]
+    name: Literal["onnxruntime", "litert", "container", "registers"]
     min_version: str = ""
     providers: list[str] = []
     opsets: dict[str, int] = {}
@@ -93,7 +100,10 @@ class ReferenceHistogram(msgspec.Struct, frozen=True, forbid_unknown_fields=True
 
 
 class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One build of the model for some hardware; `hardware` holds exact strings, `*` fits any."""
+    """One build of the model for some hardware; `hardware` holds exact strings, `*` fits any.
+
+    `fallback` is the id of another variant that answers while this one cannot.
+    """
 
     id: str
     hardware: list[str]
@@ -105,6 +115,8 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limits: Limits = Limits()
     golden: Golden | None = None
     session_options: dict[str, int | str | bool] = {}
+    fpga: Fpga | None = None
+    fallback: str = ""
 
     def file(self, role: Role) -> FileEntry:
         """Return the only file of a role.

@@ -6,6 +6,7 @@ import re
 from itertools import pairwise
 from math import inf
 
+from edgefleet_shared import fpga
 from edgefleet_shared.errors import InvalidInputError
 from edgefleet_shared.identifiers import check_digest, check_name, check_version
 from edgefleet_shared.manifest import (
@@ -73,6 +74,7 @@ def check_manifest(manifest: Manifest) -> None:
         )
     for variant in manifest.variants:
         _check_variant(variant)
+        _check_fallback(variant, manifest.variants)
     for reference in manifest.reference:
         _check_reference(reference)
     files = {entry for variant in manifest.variants for entry in variant.files}
@@ -143,6 +145,59 @@ def _check_variant(variant: Variant) -> None:
         )
     if variant.golden:
         _check_golden(variant.golden, variant.files)
+    _check_fpga(variant)
+
+
+def _check_fallback(variant: Variant, variants: list[Variant]) -> None:
+    if not variant.fallback:
+        return
+    named = [other for other in variants if other.id == variant.fallback]
+    if not named or named[0].accelerator == "fpga" or named[0].fallback:
+        raise InvalidInputError(
+            f"The fallback {variant.fallback[:80]!r} of variant {variant.id!r} must be another "
+            "variant, without a fallback of its own, that needs no FPGA.",
+            code="manifest_fallback",
+        )
+    mine = [*variant.inputs, *variant.outputs]
+    theirs = [*named[0].inputs, *named[0].outputs]
+    if len(variant.inputs) != len(named[0].inputs) or not _takes(theirs, mine):
+        raise InvalidInputError(
+            f"The fallback of variant {variant.id!r} has other inputs or outputs.",
+            code="manifest_fallback",
+            hint="Applications must not notice which of the two answers.",
+        )
+
+
+def _takes(wide: list[TensorSpec], narrow: list[TensorSpec]) -> bool:
+    """Return whether tensors of the one signature are tensors of the other too."""
+    return len(wide) == len(narrow) and all(
+        (w.name, w.datatype, len(w.shape)) == (n.name, n.datatype, len(n.shape))
+        and all(a in {-1, b} for a, b in zip(w.shape, n.shape, strict=True))
+        for w, n in zip(wide, narrow, strict=True)
+    )
+
+
+def _check_fpga(variant: Variant) -> None:
+    """Check what only an FPGA variant has, and that no other has it."""
+    said = variant.fpga
+    if (said is None) == (variant.accelerator == "fpga") or (
+        (variant.runtime.name == "registers") != bool(said and said.registers)
+    ):
+        raise InvalidInputError(
+            f"Variant {variant.id!r}: accelerator 'fpga' needs the struct fpga, runtime "
+            "'registers' its registers, and no other has them.",
+            code="manifest_fpga",
+        )
+    fpga.check_slots(variant.id, said or fpga.Fpga(fingerprint="-"), list(variant.files))
+    if said and said.registers:
+        fpga.check_registers(variant.id, said.registers, variant.inputs, variant.outputs)
+        foreign = {e.role for e in variant.files} - DATA_ROLES - {"bitstream", "overlay"}
+        if foreign or variant.session_options:
+            raise InvalidInputError(
+                f"Variant {variant.id!r} is a core in an FPGA and has model files or session "
+                "options.",
+                code="manifest_fpga",
+            )
 
 
 def _check_runtime(variant: Variant) -> None:

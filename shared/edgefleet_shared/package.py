@@ -11,6 +11,7 @@ import msgspec
 
 from edgefleet_shared import strict_json
 from edgefleet_shared.errors import InvalidInputError
+from edgefleet_shared.fpga import Fpga, Port, Registers, SlotFiles
 from edgefleet_shared.manifest import (
     Datatype,
     FileEntry,
@@ -33,12 +34,16 @@ __all__ = [
     "SESSION_OPTIONS",
     "Datatype",
     "FileEntry",
+    "Fpga",
     "Golden",
     "Limits",
     "Manifest",
+    "Port",
     "ReferenceHistogram",
+    "Registers",
     "Role",
     "RuntimeNeed",
+    "SlotFiles",
     "TensorSpec",
     "Variant",
     "check_manifest",
@@ -100,7 +105,8 @@ def choose_variant(manifest: Manifest, hardware: str, accelerators: frozenset[st
     """Return the one variant for this hardware id and these usable accelerators.
 
     An exact hardware string wins over `*`; among equals, the manifest's order decides nothing: two
-    that fit equally well are refused, so that no one but the publisher chooses.
+    that fit equally well are refused, so that no one but the publisher chooses. A variant's
+    fallback is no rival of it.
 
     Raises:
         InvalidInputError: code `no_compatible_variant` or `ambiguous_variant`.
@@ -108,6 +114,8 @@ def choose_variant(manifest: Manifest, hardware: str, accelerators: frozenset[st
     usable = [v for v in manifest.variants if v.accelerator in accelerators]
     exact = [v for v in usable if hardware in v.hardware]
     found = exact or [v for v in usable if EVERY_HARDWARE in v.hardware]
+    stand_ins = {v.fallback for v in found}
+    found = [v for v in found if v.id not in stand_ins]
     code = unfit(len(found))
     if not code:
         return found[0]

@@ -132,9 +132,9 @@ class Client:
         number = message.id
         reply: control.Reply
         if isinstance(message, control.Prove | control.Load):
-            if len(files) != len(message.spec.files):
+            if len(files) != message.spec.descriptors:
                 _close(files)
-                text = f"{len(files)} descriptors came for {len(message.spec.files)} files."
+                text = f"{len(files)} descriptors came for {message.spec.descriptors}."
                 reply = control.Outcome(number, ok=False, code="load_failed", message=text)
             elif isinstance(message, control.Prove):
                 reply = await plane.prove(number, message.spec, files, measure=message.measure)

@@ -2,8 +2,8 @@
 
 agentd connects to `<run_dir>/control.sock`, sends requests with an id of its choice and gets one
 reply with the same id; the gateway sends `Event` messages in between. Descriptors of verified blobs
-travel with `Prove` and `Load` by SCM_RIGHTS, in the order of `ModelSpec.files`. The gateway serves
-on when agentd goes away; a new agentd says `Hello` and finds what runs.
+travel with `Prove` and `Load` by SCM_RIGHTS, in the order of `ModelSpec.files`, and after them the
+opened register window of a core in an FPGA. The gateway serves on when agentd goes away; a new agentd says `Hello` and finds what runs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import msgspec
 
 from edgefleet_shared.errors import UnavailableError
-from edgefleet_shared.package import FileEntry, Golden, Limits, TensorSpec
+from edgefleet_shared.package import FileEntry, Fpga, Golden, Limits, TensorSpec
 
 MESSAGE_MAX_BYTES = 160 * 1024
 MAX_FDS = 250
@@ -48,6 +48,12 @@ class ModelSpec(msgspec.Struct, frozen=True):
     threads: int = 1
     cpu_fallback: bool = True
     placement: dict[str, dict[str, str]] = {}
+    fpga: Fpga | None = None
+
+    @property
+    def descriptors(self) -> int:
+        """How many descriptors travel with it: one a file and, last, a core's register window."""
+        return len(self.files) + bool(self.fpga and self.fpga.registers)
 
 
 class Hello(msgspec.Struct, tag=True, frozen=True):

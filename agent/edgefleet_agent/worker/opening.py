@@ -76,13 +76,14 @@ def _open(order: Order, files: Sequence[int]) -> Opened:
     if why_not := accelerator.compatible(spec):
         raise IncompatibleError(why_not, code="unsupported_accelerator")
     runtime = compose.runtime(spec.runtime)
-    descriptors.check(spec, files, rehash=order.again)
-    lint.check(spec, files)
+    package = files[: len(spec.files)]  # what follows is a register window
+    descriptors.check(spec, package, rehash=order.again)
+    lint.check(spec, package)
     slot = accelerator.reserve(spec)
-    accelerator.program(slot, spec, files)
+    accelerator.program(slot, spec, package)
     session = runtime.open(spec, files, accelerator.providers(spec))
     loaded = time.monotonic_ns()
-    cases = _golden_cases(order, files)
+    cases = _golden_cases(order, package)
     for index, case in enumerate(cases):
         found = run_checked(session, order, case.inputs)
         assert spec.golden is not None
