@@ -8,7 +8,7 @@ import platform
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -72,6 +72,27 @@ class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     renew_at: Annotated[float, Meta(gt=0, lt=1)] = 2 / 3  # of the certificate's life
 
 
+class FpgaOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the FPGA is programmed, and what is loaded in it for good; folders are the kernel's."""
+
+    strategy: Literal["auto", "dfx-mgr", "xrt", "overlay", "sysfs", "none"] = "auto"
+    manager: str = ""  # in class/fpga_manager; '' = the first
+    board: str = ""  # what variants name; '' = the device tree's compatible strings
+    shell: str = ""  # UUID of the static design; '' = not known, and not compared
+    base: str = ""  # the static design's folder below firmware/xilinx, for dfx-mgr
+    slots: Annotated[int, Meta(ge=1, le=16)] = 1  # regions of the static design
+    fingerprint: str = ""  # of the DPU in it
+    sysfs: str = "/sys"
+    configfs: str = "/sys/kernel/config"
+    firmware: str = "/lib/firmware"
+    dev: str = "/dev"
+    dfx_mgr: str = "dfx-mgr-client"  # a program on PATH, or a path
+    xrt: str = ""  # the same; '' = xrt-smi or xbutil
+    xrt_device: str = ""  # PCI address; '' = the only one
+    vitis_config: str = ""  # vaip_config.json of onnxruntime's VitisAI provider
+    timeout_s: Seconds = 30.0  # one act of programming
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All of it. `state_dir` must survive a reboot, `run_dir` need not.
 
@@ -88,6 +109,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     telemetry: Telemetry = Telemetry()
     store: Store = Store()
     identity: Identity = Identity()
+    fpga: FpgaOptions = FpgaOptions()
 
     @property
     def state(self) -> Path:

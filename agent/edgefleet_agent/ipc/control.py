@@ -3,7 +3,8 @@
 agentd connects to `<run_dir>/control.sock`, sends requests with an id of its choice and gets one
 reply with the same id; the gateway sends `Event` messages in between. Descriptors of verified blobs
 travel with `Prove` and `Load` by SCM_RIGHTS, in the order of `ModelSpec.files`, and after them the
-opened register window of a core in an FPGA. The gateway serves on when agentd goes away; a new agentd says `Hello` and finds what runs.
+opened register window of a core in an FPGA. The gateway serves on when agentd goes away; a new
+agentd says `Hello` and finds what runs.
 """
 
 from __future__ import annotations

@@ -11,8 +11,12 @@ from edgefleet_shared.errors import IncompatibleError
 RUNTIMES = {
     "onnxruntime": "edgefleet_agent.runtimes.onnx:OnnxRuntime",
     "litert": "edgefleet_agent.runtimes.litert:LiteRt",
+    "registers": "edgefleet_agent.runtimes.registers:RegisterRuntime",
 }
-ACCELERATORS = {"cpu": "edgefleet_agent.accelerators.cpu:Cpu"}
+ACCELERATORS = {
+    "cpu": "edgefleet_agent.accelerators.cpu:Cpu",
+    "fpga": "edgefleet_agent.accelerators.fpga.handed:HandedFpga",
+}
 
 
 def runtime(name: str) -> Runtime:

@@ -1,0 +1,1 @@
+"""Fakes of an FPGA: the kernel's interface, dfx-mgr's client, and cores behind register windows."""
