@@ -14,6 +14,7 @@ from edgefleet_agent.ipc.control import ModelSpec
 from edgefleet_shared import safetensors_file
 from edgefleet_shared.identifiers import sha256_digest
 from edgefleet_shared.package import FileEntry, Golden, Limits, TensorSpec
+from edgefleet_shared.processing import Processing
 from edgefleet_shared.safetensors_file import RawTensor
 
 OPSET = 17
@@ -117,6 +118,15 @@ def halves() -> bytes:
     )
 
 
+def colours(side: int = 8) -> bytes:
+    """X float [1, 3, side, side] -> y float [1, 3]: the mean of each channel."""
+    return _bytes(
+        [helper.make_node("ReduceMean", ["x"], ["y"], axes=[2, 3], keepdims=0)],
+        [_value("x", TensorProto.FLOAT, [1, 3, side, side])],
+        [_value("y", TensorProto.FLOAT, [1, 3])],
+    )
+
+
 def greedy(megabytes: int) -> bytes:
     """X float [1] -> y float [1]: fills so many megabytes on the way."""
     size = numpy_helper.from_array(np.array([megabytes * 2**18], np.int64), "size")
@@ -174,6 +184,8 @@ def package(
     limits: Limits | None = None,
     runtime: str = "",
     accelerator: str = "cpu",
+    labels: bytes | None = None,
+    processing: Processing | None = None,
     **options,
 ) -> Package:
     """Write a model, ONNX or TFLite, into `folder` and describe it as its own graph does."""
@@ -183,6 +195,8 @@ def package(
     files |= {path: (data, "onnx_external") for path, data in (extra or {}).items()}
     if golden is not None:
         files["golden.safetensors"] = (golden, "golden")
+    if labels is not None:
+        files["labels.txt"] = (labels, "labels")
     entries, paths = [], []
     for path, (data, role) in files.items():
         digest = sha256_digest(data)
@@ -198,7 +212,7 @@ def package(
         inputs=inputs, outputs=outputs,
         limits=limits or Limits(),
         golden=Golden("golden.safetensors", cases) if golden is not None else None,
-        session_options=options,
+        session_options=options, processing=processing,
     )  # fmt: skip
     return Package(spec, paths)
 

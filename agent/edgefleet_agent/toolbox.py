@@ -119,4 +119,5 @@ def model_spec(manifest: Manifest, variant: Variant, digest: str, threads: int) 
         threads=threads,
         cpu_fallback=variant.runtime.cpu_fallback,
         fpga=variant.fpga,
+        processing=variant.processing,
     )

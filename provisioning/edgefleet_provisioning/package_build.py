@@ -32,6 +32,7 @@ from edgefleet_shared.package import (
     RuntimeNeed,
     Variant,
 )
+from edgefleet_shared.processing import Processing
 from edgefleet_shared.times import format_time
 
 MODEL_PATH, GOLDEN_PATH, LABELS_PATH = "model.onnx", "golden.safetensors", "labels.txt"
@@ -59,6 +60,7 @@ class Description(NamedTuple):
     memory_mb: int | None = None
     load_s: int = 60
     labels: Sequence[str] = ()
+    processing: Processing | None = None
     file_licenses: Mapping[str, str] = {}
     source: str = ""
     signed: str = ""
@@ -199,6 +201,7 @@ def manifest(
             disk_mb=max(Limits().disk_mb, 2 * size_mb),
         ),
         golden=Golden(GOLDEN_PATH, cases) if cases else None,
+        processing=about.processing,
     )
     return Manifest(
         schema=1,

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from edgefleet_provisioning import golden, intake, package_build, reference
+from edgefleet_provisioning import golden, intake, package_build, processing_file, reference
 from edgefleet_provisioning.arrays import Array, Arrays, read_npz
 from edgefleet_provisioning.lint import LintReport, demand_clean, lint
 from edgefleet_provisioning.package_build import Blob, Counters, Description
@@ -30,6 +30,7 @@ class Request(NamedTuple):
     max_tensor_mb: int = 2048
     key: Path | None = None
     signature: Path | None = None
+    processing: Path | None = None
 
 
 class Draft(NamedTuple):
@@ -69,6 +70,10 @@ def prepare(request: Request, say: Callable[[str], None]) -> Draft:
     about = about._replace(signed=vouched.note if vouched else "")
     report = lint(model, request.max_tensor_mb)
     demand_clean(report, request.model.name)
+    if request.processing:
+        steps = processing_file.read(request.processing)
+        processing_file.check(steps, report.inputs, report.outputs, len(about.labels))
+        about = about._replace(processing=steps)
     sample = read_npz(request.sample, "sample") if request.sample else {}
     histograms = reference.histograms(sample, report.inputs) if sample else []
     cases = _cases(request, report, sample, say)

@@ -8,6 +8,7 @@ import msgspec
 
 from edgefleet_shared.errors import InvalidInputError
 from edgefleet_shared.fpga import Fpga
+from edgefleet_shared.processing import Processing
 
 Role = Literal[
     "onnx", "onnx_external", "tflite", "labels", "json", "golden", "bitstream", "overlay"
@@ -117,6 +118,7 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     session_options: dict[str, int | str | bool] = {}
     fpga: Fpga | None = None
     fallback: str = ""
+    processing: Processing | None = None
 
     def file(self, role: Role) -> FileEntry:
         """Return the only file of a role.

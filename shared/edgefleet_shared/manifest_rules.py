@@ -17,6 +17,7 @@ from edgefleet_shared.manifest import (
     TensorSpec,
     Variant,
 )
+from edgefleet_shared.processing_rules import check_processing
 from edgefleet_shared.times import parse_time
 
 MAX_FILES = 256
@@ -146,6 +147,7 @@ def _check_variant(variant: Variant) -> None:
     if variant.golden:
         _check_golden(variant.golden, variant.files)
     _check_fpga(variant)
+    check_processing(variant)
 
 
 def _check_fallback(variant: Variant, variants: list[Variant]) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from typing import get_args
 
 import msgspec
 import pytest
 
 from edgefleet_agent.config import Config as AgentConfig
 from edgefleet_cloud.config import Config as CloudConfig
-from edgefleet_shared import topics
+from edgefleet_shared import processing, topics
 from edgefleet_shared.messages import Policy
 from edgefleet_shared.states import DeploymentState, RolloutState, WaveState
 from tests.house import tree
@@ -59,6 +60,28 @@ def test_every_configuration_key_is_listed_with_its_default(title, kind):
             assert listed[key] == (default or "empty"), key
         else:
             assert float(listed[key].replace(" ", "")) == default, key
+
+
+def step_fields() -> Iterator[tuple[str, object]]:
+    """Yield every field of every processing step as `step.field`, with its default."""
+    for kind in (*get_args(processing.Pre), *get_args(processing.Post)):
+        for field in msgspec.structs.fields(kind):
+            default = field.default if field.default_factory is msgspec.NODEFAULT else ()
+            yield f"{kind.__struct_config__.tag}.{field.name}", default
+
+
+def test_every_processing_step_is_listed():
+    """A publisher finds each step and field, with the default that the code has."""
+    listed, fields = rows("Processing"), dict(step_fields())
+    assert listed.keys() == fields.keys()
+    words = {msgspec.NODEFAULT: "required", "": "empty", True: "true", False: "false"}
+    for key, default in fields.items():
+        if default is msgspec.NODEFAULT or isinstance(default, str | bool):
+            assert listed[key] == words.get(default, default), key
+        elif isinstance(default, tuple):
+            assert listed[key] == (str(default[0]) if default else "none"), key
+        elif isinstance(default, int | float):
+            assert float(listed[key]) == default, key
 
 
 @pytest.mark.parametrize("states", [DeploymentState, WaveState, RolloutState])

@@ -10,12 +10,13 @@ from edgefleet_agent import __version__
 from edgefleet_agent.gateway.backend import Backend
 from edgefleet_agent.gateway.messages import Request, document, error
 from edgefleet_agent.gateway.plane import Plane
+from edgefleet_shared.processing_rules import outer
 
 if TYPE_CHECKING:
     from edgefleet_agent.gateway.http import Connection
 
 PLATFORMS = {"onnxruntime": "onnx_onnxv1", "litert": "tflite_flatbuffer"}
-EXTENSIONS = ["binary_tensor_data", "model_repository(index)"]
+EXTENSIONS = ["binary_tensor_data", "model_repository(index)", "edgefleet_processing"]
 
 
 class Target(NamedTuple):
@@ -110,12 +111,17 @@ class Endpoints:
             return document(fields, 200 if ready else 503)
         spec = backend.spec
         versions = [one.spec.version for one in (route.active, route.standby) if one]
+        inputs, outputs, bare = spec.inputs, spec.outputs, {}
+        if spec.processing is not None:
+            bare = {"raw_inputs": inputs, "raw_outputs": outputs}
+            inputs, outputs = outer(spec.processing, inputs, outputs)
         return document({
             "name": spec.model,
             "versions": versions,
             "platform": PLATFORMS.get(spec.runtime, spec.runtime),
-            "inputs": spec.inputs,
-            "outputs": spec.outputs,
+            "inputs": inputs,
+            "outputs": outputs,
+            **bare,
         })  # fmt: skip
 
     def _index(self) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ import msgspec
 
 from edgefleet_shared.errors import UnavailableError
 from edgefleet_shared.package import FileEntry, Fpga, Golden, Limits, TensorSpec
+from edgefleet_shared.processing import Processing
 
 MESSAGE_MAX_BYTES = 160 * 1024
 MAX_FDS = 250
@@ -50,6 +51,7 @@ class ModelSpec(msgspec.Struct, frozen=True):
     cpu_fallback: bool = True
     placement: dict[str, dict[str, str]] = {}
     fpga: Fpga | None = None
+    processing: Processing | None = None
 
     @property
     def descriptors(self) -> int:

@@ -28,10 +28,17 @@ class Answer(NamedTuple):
 
 
 class Answerer:
-    """Answers requests for one loaded model."""
+    """Answers requests for one loaded model.
 
-    def __init__(self, session: Session, codec: Codec) -> None:
+    Args:
+        session: The bare model, which requests with the parameter `raw` ask.
+        door: What the others ask: the same, or with the package's processing around it.
+        codec: Reads and writes them.
+    """
+
+    def __init__(self, session: Session, door: Session, codec: Codec) -> None:
         self._session = session
+        self._door = door
         self._codec = codec
 
     def answer(self, body: memoryview, json_length: int) -> Answer:
@@ -40,7 +47,7 @@ class Answerer:
         try:
             request = self._codec.decode(body, json_length)
             begun = time.perf_counter_ns()
-            found = self._session.run(request.inputs)
+            found = (self._session if request.raw else self._door).run(request.inputs)
             spent = time.perf_counter_ns() - begun
             json_length, parts, nonfinite = self._codec.encode(request, found)
         except (InvalidInputError, ValueError) as error:

@@ -17,6 +17,7 @@ from edgefleet_agent.ipc.frames import NO_JSON
 from edgefleet_agent.worker import tensors
 from edgefleet_shared.errors import InvalidInputError
 from edgefleet_shared.package import TensorSpec
+from edgefleet_shared.processing_rules import outer
 
 
 class _Input(msgspec.Struct):
@@ -47,11 +48,15 @@ class _Answer(msgspec.Struct, omit_defaults=True):
 
 
 class Decoded(NamedTuple):
-    """A request that fits: input arrays, its id, and each wanted output with True for binary."""
+    """A request that fits: input arrays, its id, and each wanted output with True for binary.
+
+    `raw`: it asks for the bare model, past the processing that its package declares.
+    """
 
     inputs: dict[str, np.ndarray]
     id: str
     outputs: dict[str, bool]
+    raw: bool = False
 
 
 _decode = msgspec.json.Decoder(_Request).decode
@@ -59,12 +64,24 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Codec:
-    """Reads requests for one model and writes its answers."""
+    """Reads requests for one model and writes its answers.
+
+    Args:
+        spec: The model. With `processing`, requests are for what it declares, unless they carry the
+            parameter `raw`: true.
+    """
 
     def __init__(self, spec: ModelSpec) -> None:
         self._spec = spec
-        self._inputs = {tensor.name: tensor for tensor in spec.inputs}
-        self._outputs = {tensor.name: tensor for tensor in spec.outputs}
+        self._raw: Codec | None = None
+        self._blob = ""  # the input whose elements are files
+        inputs, outputs = spec.inputs, spec.outputs
+        if spec.processing is not None:
+            self._raw = Codec(msgspec.structs.replace(spec, processing=None))
+            inputs, outputs = outer(spec.processing, inputs, outputs)
+            self._blob = spec.processing.image if spec.processing.pre else ""
+        self._inputs = {tensor.name: tensor for tensor in inputs}
+        self._outputs = {tensor.name: tensor for tensor in outputs}
         self._all_json = dict.fromkeys(self._outputs, False)
         self._all_binary = dict.fromkeys(self._outputs, True)
 
@@ -73,7 +90,8 @@ class Codec:
 
         Args:
             body: The HTTP body.
-            json_length: Inference-Header-Content-Length, 0 for a raw tensor, or `NO_JSON`.
+            json_length: Inference-Header-Content-Length, 0 for a bare tensor or file, or
+                `NO_JSON`.
 
         Raises:
             InvalidInputError: The request does not fit protocol or signature.
@@ -94,6 +112,11 @@ class Codec:
             raise InvalidInputError("The request is not UTF-8.") from error
         except RecursionError as error:
             raise InvalidInputError("The request is nested too deeply.") from error
+        if self._raw is not None and request.parameters.get("raw") is True:
+            return self._raw._decode(request, body, json_length)._replace(raw=True)  # noqa: SLF001
+        return self._decode(request, body, json_length)
+
+    def _decode(self, request: _Request, body: memoryview, json_length: int) -> Decoded:
         arrays = self._arrays(request, body, json_length)
         if missing := self._inputs.keys() - arrays.keys():
             raise InvalidInputError(f"Input {min(missing)!r} is missing.")
@@ -111,21 +134,35 @@ class Codec:
             if size is None:
                 if not given.data:
                     raise InvalidInputError(f"Input {name!r} has neither data nor binary data.")
-                arrays[name] = tensors.from_json(name, given.datatype, given.shape, given.data)
+                arrays[name] = self._from_json(given)
                 continue
             if type(size) is not int or not 0 <= size <= len(body) - at or given.data:
                 raise InvalidInputError(f"The binary_data_size of input {name!r} is wrong.")
             data = body[at : at + size]
-            arrays[name] = tensors.from_binary(name, given.datatype, given.shape, data)
+            arrays[name] = self._from_binary(given, data)
             at += size
         if at != len(body):
             raise InvalidInputError(f"{len(body) - at} bytes stand after the last tensor.")
         return arrays
 
+    def _from_json(self, given: _Input) -> np.ndarray:
+        if given.name == self._blob and given.datatype == "BYTES":
+            return tensors.blobs_from_json(given.name, given.shape, given.data)
+        return tensors.from_json(given.name, given.datatype, given.shape, given.data)
+
+    def _from_binary(self, given: _Input, data: memoryview) -> np.ndarray:
+        if given.name == self._blob and given.datatype == "BYTES":
+            return tensors.blobs_from_binary(given.name, given.shape, data)
+        return tensors.from_binary(given.name, given.datatype, given.shape, data)
+
     def _decode_raw(self, body: memoryview) -> Decoded:
+        """Take a body that is the only input itself; of a file, answer as JSON."""
         if len(self._inputs) != 1:
             raise InvalidInputError("A raw binary request needs a model with one input.")
         (expected,) = self._inputs.values()
+        if expected.name == self._blob and expected.datatype == "BYTES":
+            file = np.array([bytes(body)], object)
+            return Decoded({expected.name: file}, "", self._all_json)
         known = prod(size for size in expected.shape if size != -1)
         width = tensors.DTYPES[expected.datatype].itemsize * known
         if expected.shape.count(-1) > 1 or expected.datatype == "BYTES" or not width:
@@ -175,9 +212,11 @@ class Codec:
         Raises:
             InvalidInputError: An FP16 output was asked for as JSON.
         """
+        if request.raw and self._raw is not None:
+            return self._raw.encode(request, found)
         outputs: list[dict[str, Any]] = []
         parts: list[bytes] = []
-        nonfinite = False
+        nonfinite = getattr(found, "nonfinite", False)
         for name, binary in request.outputs.items():
             array = found[name]
             kind = self._outputs[name].datatype

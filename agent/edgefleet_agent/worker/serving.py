@@ -46,7 +46,8 @@ def main(fd: int) -> None:
     body = msgspec.msgpack.encode(msgspec.structs.replace(opened.report, sandbox=layers))
     sock.sendall(frames.head(frames.REPORT, 0, 0, frames.NO_JSON, 0, len(body)) + body)
     if opened.session is not None and not order.prove:
-        answerer = Answerer(opened.session, Codec(order.spec))
+        door = opened.door or opened.session
+        answerer = Answerer(opened.session, door, Codec(order.spec))
         Loop(sock, buffer, answerer, Pace(opened.runs), _pool(order, opened.session)).run()
 
 

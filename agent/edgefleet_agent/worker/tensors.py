@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 from functools import cache
 from math import prod
 from typing import Any, Final
@@ -125,7 +127,35 @@ def from_binary(name: str, kind: str, shape: list[int], data: memoryview) -> np.
     return array.reshape(shape)
 
 
-def _split_bytes(name: str, count: int, data: memoryview) -> np.ndarray:
+def blobs_from_json(name: str, shape: list[int], raw: msgspec.Raw) -> np.ndarray:
+    """Return BYTES elements that are files, which JSON holds as base64 (RFC 4648, padded).
+
+    Raises:
+        InvalidInputError: Wrong count, or not base64.
+    """
+    array = from_json(name, "BYTES", shape, raw)
+    try:
+        for index in np.ndindex(array.shape):
+            text: Any = array[index]
+            array[index] = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidInputError(
+            f"Input {name!r} is not base64: {error}.",
+            hint="JSON holds no bytes; or send the file itself as binary data.",
+        ) from error
+    return array
+
+
+def blobs_from_binary(name: str, shape: list[int], data: memoryview) -> np.ndarray:
+    """Return BYTES elements that are files, each behind its length.
+
+    Raises:
+        InvalidInputError: The framing is broken.
+    """
+    return _split_bytes(name, prod(shape), data, text=False).reshape(shape)
+
+
+def _split_bytes(name: str, count: int, data: memoryview, *, text: bool = True) -> np.ndarray:
     if count * 4 > len(data):
         raise InvalidInputError(f"Input {name!r} has too few bytes for {count} BYTES elements.")
     found = np.empty(count, object)
@@ -135,6 +165,9 @@ def _split_bytes(name: str, count: int, data: memoryview) -> np.ndarray:
         at = begin + int.from_bytes(data[at:begin], "little")
         if begin > len(data) or at > len(data):
             raise InvalidInputError(f"Element {index} of input {name!r} goes past its bytes.")
+        if not text:
+            found[index] = bytes(data[begin:at])
+            continue
         try:
             found[index] = str(data[begin:at], "utf-8")
         except UnicodeDecodeError as error:

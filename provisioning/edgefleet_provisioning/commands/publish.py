@@ -41,6 +41,10 @@ def publish(
     ] = None,
     sample: Annotated[Path | None, typer.Option(help="npz of training inputs, for drift.")] = None,
     labels: Annotated[Path | None, typer.Option(help="Text file, one label a line.")] = None,
+    processing: Annotated[
+        Path | None,
+        typer.Option(help="TOML or JSON: steps before and after the model, as JPEG to labels."),
+    ] = None,
     spdx: Annotated[
         str, typer.Option("--license", help="SPDX expression. Default: NOASSERTION.")
     ] = "",
@@ -96,8 +100,9 @@ def publish(
         file_licenses=arguments.file_licenses(file_license or []), source=source,
     )  # fmt: skip
     request = Request(
-        model, about, golden, sample, labels, max_tensor_mb, require_signature, signature
-    )
+        model, about, golden, sample, labels, max_tensor_mb, require_signature, signature,
+        processing,
+    )  # fmt: skip
     if output:
         draft = prepare(request, voice.note)
         _write_layout(voice, draft, Counters(release_counter, security_floor or 0), output)
