@@ -21,6 +21,7 @@ PROGRAMS = {
     "strace": ("strace",),
     "softhsm2": ("softhsm2-util", "pkcs11-tool"),
     "swtpm": ("swtpm", "tpm2_ptool"),
+    "verilator": ("verilator", "g++", "make"),
 }
 """Markers, and what must be on PATH for a test that bears one; `.ci/run` installs the packages."""
 

@@ -1,6 +1,6 @@
 """The fixed-point network of the test cores: weights by seed, and the integer reference.
 
-16 inputs of 8 bits, 8 hidden sums cut at 0, 4 outputs of 20 bits. Every operation is exact, so that
+16 inputs of 8 bits, 8 hidden sums cut at 0, 4 outputs of 22 bits. Every operation is exact, so that
 hardware, simulation and this agree in every bit or one of them is wrong.
 """
 
@@ -11,7 +11,7 @@ import hashlib
 import numpy as np
 
 INPUTS, HIDDEN, OUTPUTS = 16, 8, 4
-IN_BITS, OUT_BITS = 8, 20
+IN_BITS, OUT_BITS = 8, 22
 IN_FRACTION, OUT_FRACTION = 4, 8
 CORE_ID = 0xEDF1
 OFFSET_IN, OFFSET_OUT, SIZE = 0x40, 0x80, 0x100
