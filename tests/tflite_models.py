@@ -227,15 +227,17 @@ def logarithm() -> bytes:
 
 
 def greedy(megabytes: int) -> bytes:
-    """X float [1] -> y float [1]: fills so many megabytes on the way."""
+    """X float [1] -> y float [1]: fills so many megabytes on the way, twice."""
     net = Net()
     x, one, y = net.tensor("x", [1]), net.tensor("one", []), net.tensor("y", [1])
     big = net.tensor("big", [megabytes * 2**18])
     dims = net.constant("dims", np.array([megabytes * 2**18], np.int32))
     none, axis = net.constant("none", np.zeros(0, np.int32)), net.constant("a", np.zeros(1, "i4"))
     net.op("RESHAPE", [x, none], [one], newShape=[])
+    bigger = net.tensor("bigger", [megabytes * 2**18])
     net.op("FILL", [dims, one], [big])
-    net.op("REDUCE_MAX", [big, axis], [y], kind="ReducerOptions", keepDims=True)
+    net.op("NEG", [big], [bigger])
+    net.op("REDUCE_MAX", [bigger, axis], [y], kind="ReducerOptions", keepDims=True)
     net.ends([x], [y])
     return net.data()
 

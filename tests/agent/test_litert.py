@@ -87,7 +87,7 @@ def test_a_delegate_that_is_not_there_is_refused(gateway, tmp_path):
 
 def test_memory_and_time_are_limited(gateway, tmp_path):
     """A TFLite model that takes too much of either ends the process that proves it."""
-    big = package(tmp_path, light.greedy(400), name="big", limits=Limits(memory_mb=300))
+    big = package(tmp_path, light.greedy(200), name="big", limits=Limits(memory_mb=300))
     assert gateway.control.prove(big).code == "out_of_memory"
     small = package(tmp_path, light.greedy(40), name="big", limits=Limits(memory_mb=300))
     assert gateway.control.prove(small).ok

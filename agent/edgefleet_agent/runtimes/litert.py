@@ -84,8 +84,6 @@ class LiteRtSession:
         self._outputs = {name: _slot(name, one) for name, one in self._details("output").items()}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self.device_share = device_share
-        if self._runner is None:
-            interpreter.allocate_tensors()
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return every output by name; errors as the port says. Safe to call from any thread."""

@@ -13,6 +13,7 @@ from typing import Final
 
 from edgefleet_agent.ipc.control import ModelSpec
 from edgefleet_agent.worker.protobuf import BYTES, WireError, fields, parts, text
+from edgefleet_shared import tflite_file, tflite_rules
 from edgefleet_shared.errors import IncompatibleError
 from edgefleet_shared.onnx_rules import CONTRIB, MAX_OPSETS, MEMORY_MARK
 from edgefleet_shared.package import FileEntry
@@ -48,11 +49,25 @@ def check(spec: ModelSpec, files: Sequence[int]) -> None:
         IncompatibleError: Its code is one of the publisher's lint, as `external_data_path`.
     """
     for entry, fd in zip(spec.files, files, strict=True):
+        if entry.role not in {"onnx", "tflite"}:
+            continue
+        if not entry.size:
+            raise _refused("not_a_model", f"{entry.path} is empty")
+        data = memoryview(mmap.mmap(fd, entry.size, prot=mmap.PROT_READ))
         if entry.role == "onnx":
-            if not entry.size:
-                raise _refused("not_a_model", f"{entry.path} is empty")
-            mapping = mmap.mmap(fd, entry.size, prot=mmap.PROT_READ)
-            _Model(entry, spec).check(memoryview(mapping))
+            _Model(entry, spec).check(data)
+        else:
+            _check_tflite(data, spec)
+
+
+def _check_tflite(data: memoryview, spec: ModelSpec) -> None:
+    try:
+        model = tflite_file.read(data)
+    except tflite_file.ModelError as error:
+        raise _from_finding(error) from error
+    limit, custom = spec.limits.memory_mb * 2**20, tflite_rules.allowed_custom(spec.accelerator)
+    for finding in tflite_rules.check(model, max_bytes=limit, custom=custom):
+        raise _from_finding(finding)
 
 
 class _Model:
@@ -204,6 +219,11 @@ def _entry(data: memoryview) -> tuple[str, str]:
 def _domain(domain: str) -> str:
     """Return a domain's short name: the standard operators have two."""
     return "" if domain == "ai.onnx" else domain
+
+
+def _from_finding(finding: tflite_file.ModelError) -> IncompatibleError:
+    why = finding.message.rstrip(".")
+    return _refused(finding.code, why[0].lower() + why[1:])
 
 
 def _refused(code: str, why: str) -> IncompatibleError:
