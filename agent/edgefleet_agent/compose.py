@@ -200,4 +200,5 @@ def _gateway_command(config: Config) -> list[str]:
         "--max-body-bytes", str(inference.max_body_bytes),
         "--threads", str(inference.threads),
         "--orphan-timeout-s", str(inference.orphan_timeout_s),
+        *(["--triton-metrics"] if inference.triton_metrics else []),
     ]  # fmt: skip

@@ -31,6 +31,7 @@ class Inference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     timeout_s: Seconds = 30.0  # a request without a deadline of its own
     threads: Count = 1  # intra-op threads a worker
     max_body_bytes: Count = 64 * 1024 * 1024
+    triton_metrics: bool = False  # Triton's names among the metrics, unasked
     orphan_timeout_s: Annotated[float, Meta(ge=0)] = (
         0.0  # gateway ends after this long without agentd; 0 = serves on
     )

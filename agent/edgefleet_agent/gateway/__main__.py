@@ -25,6 +25,7 @@ def parse(arguments: list[str] | None = None) -> Options:
     parser.add_argument("--max-body-bytes", type=int, default=64 * 1024 * 1024)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--orphan-timeout-s", type=float, default=0.0)
+    parser.add_argument("--triton-metrics", action="store_true")
     return Options(**vars(parser.parse_args(arguments)))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from edgefleet_agent.ipc.control import DigestStats, ModelSpec
 from edgefleet_shared.histogram import Counts, bucket
 
@@ -10,8 +12,9 @@ class Counters:
     """Cumulative; see `control.DigestStats` for what each field means."""
 
     __slots__ = (
-        "accelerated_pct", "client_errors", "compute", "crashes", "latency", "memory_kb",
-        "nonfinite", "rejected", "replayed", "requests", "server_errors", "spec",
+        "accelerated_pct", "client_errors", "compute", "compute_ns", "crashes", "failed_ns",
+        "last_ns", "latency", "latency_ns", "memory_kb", "nonfinite", "rejected", "replayed",
+        "requests", "server_errors", "spec",
     )  # fmt: skip
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -27,10 +30,17 @@ class Counters:
         self.accelerated_pct = -1
         self.latency: Counts = {}
         self.compute: Counts = {}
+        self.latency_ns = 0  # sums, as the histograms
+        self.compute_ns = 0
+        self.failed_ns = 0  # of all that were not answered 200
+        self.last_ns = 0  # last answer, Unix time
 
     def answered(self, latency_ns: int, compute_ns: int, nonfinite: bool) -> None:
         """Count an answer with status 200."""
         self.requests += 1
+        self.latency_ns += latency_ns
+        self.compute_ns += compute_ns
+        self.last_ns = time.time_ns()
         if nonfinite:
             self.nonfinite += 1
         index = bucket(latency_ns)
@@ -38,8 +48,9 @@ class Counters:
         index = bucket(compute_ns)
         self.compute[index] = self.compute.get(index, 0) + 1
 
-    def refused(self, status: int) -> None:
+    def refused(self, status: int, latency_ns: int) -> None:
         """Count an answer with another status."""
+        self.failed_ns += latency_ns
         if status == 503:
             self.rejected += 1
         elif status < 500:
@@ -57,4 +68,6 @@ class Counters:
             replayed=self.replayed, crashes=self.crashes, in_flight=in_flight,
             memory_kb=self.memory_kb, latency=dict(self.latency), compute=dict(self.compute),
             max_gap_us=max_gap_us, accelerated_pct=self.accelerated_pct,
+            latency_ns=self.latency_ns, compute_ns=self.compute_ns, failed_ns=self.failed_ns,
+            last_ms=self.last_ns // 1_000_000,
         )  # fmt: skip

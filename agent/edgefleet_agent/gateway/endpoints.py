@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from edgefleet_agent import __version__
+from edgefleet_agent.gateway import metrics
 from edgefleet_agent.gateway.backend import Backend
-from edgefleet_agent.gateway.messages import Request, document, error
+from edgefleet_agent.gateway.messages import Request, document, error, status_line
 from edgefleet_agent.gateway.plane import Plane
+from edgefleet_agent.gateway.statistics import model_statistics
+from edgefleet_agent.ipc.frames import NO_JSON
 from edgefleet_shared.processing_rules import outer
 
 if TYPE_CHECKING:
     from edgefleet_agent.gateway.http import Connection
 
 PLATFORMS = {"onnxruntime": "onnx_onnxv1", "litert": "tflite_flatbuffer"}
-EXTENSIONS = ["binary_tensor_data", "model_repository(index)", "edgefleet_processing"]
+EXTENSIONS = [
+    "binary_tensor_data", "model_repository(index)", "statistics", "edgefleet_deadline",
+    "edgefleet_processing",
+]  # fmt: skip
+_DEADLINE = re.compile(rb"\s*:\s*([0-9]{1,9})\s*[,}]")
+_DEADLINE_KEY = b'"deadline_ms"'
 
 
 class Target(NamedTuple):
@@ -32,6 +41,8 @@ FIXED = {
     "v2/health/live": Target("live"),
     "v2/health/ready": Target("ready"),
     "v2/repository/index": Target("index"),
+    "v2/models/stats": Target("stats"),
+    "metrics": Target("metrics"),
 }
 POSTED = {"infer", "index"}
 
@@ -48,15 +59,35 @@ def parse_target(target: bytes) -> Target:
     model, rest, version = parts[2], parts[3:], ""
     if len(rest) >= 2 and rest[0] == "versions":
         version, rest = rest[1], rest[2:]
-    kinds = {(): "model", ("ready",): "model_ready", ("infer",): "infer"}
+    kinds = {(): "model", ("ready",): "model_ready", ("infer",): "infer", ("stats",): "stats"}
     return Target(kinds.get(tuple(rest), ""), model, version)
 
 
-class Endpoints:
-    """Answers requests; inference goes on to the router."""
+def deadline_parameter(body: bytes, json_length: int) -> int:
+    """Return the nanoseconds that the parameter `deadline_ms` of a request gives it, 0 = none.
 
-    def __init__(self, plane: Plane) -> None:
+    Looked for and not parsed: the gateway reads no tensors, and within a string the key's quotes
+    would be escaped.
+    """
+    end = len(body) if json_length == NO_JSON else json_length
+    at = body.find(_DEADLINE_KEY, 0, end)
+    if at < 0:
+        return 0
+    found = _DEADLINE.match(body, at + len(_DEADLINE_KEY), end)
+    return int(found[1]) * 1_000_000 if found else 0
+
+
+class Endpoints:
+    """Answers requests; inference goes on to the router.
+
+    Args:
+        plane: What is loaded and routed.
+        triton_metrics: Show Triton's names among the metrics, unasked.
+    """
+
+    def __init__(self, plane: Plane, *, triton_metrics: bool = False) -> None:
         self._plane = plane
+        self._triton_metrics = triton_metrics
         self._submit = plane.router.submit
         self.connections: set[Connection] = set()
 
@@ -70,7 +101,7 @@ class Endpoints:
                 target.version,
                 request.body,
                 request.json_length,
-                request.timeout_ns,
+                request.timeout_ns or deadline_parameter(request.body, request.json_length),
             )
             return
         connection.send(self._answer(request, target))
@@ -95,6 +126,10 @@ class Endpoints:
             return document({"ready": ready, "live": ready}, 200 if ready else 503)
         if target.kind == "index":
             return document(self._index())
+        if target.kind == "metrics":
+            return self._metrics(request)
+        if target.kind == "stats":
+            return self._statistics(target)
         return self._model(target)
 
     def _model(self, target: Target) -> bytes:
@@ -123,6 +158,19 @@ class Endpoints:
             "outputs": outputs,
             **bare,
         })  # fmt: skip
+
+    def _statistics(self, target: Target) -> bytes:
+        stats = self._plane.stats(restart_gaps=False)
+        found = model_statistics(stats, target.model, target.version)
+        if target.model and not found["model_stats"]:
+            wanted = f"{target.model} {target.version}".strip()
+            return error(404, f"There is no model {wanted!r}.", "unknown_model")
+        return document(found)
+
+    def _metrics(self, request: Request) -> bytes:
+        triton = self._triton_metrics or b"compat=triton" in request.target.partition(b"?")[2]
+        page = metrics.render(self._plane, len(self.connections), triton=triton)
+        return status_line(200, len(page), kind=metrics.CONTENT_TYPE) + page
 
     def _index(self) -> list[dict[str, Any]]:
         found = []

@@ -121,6 +121,7 @@ class Plane:
         previous = route.active
         if previous is not backend:
             route.active, route.standby = backend, previous
+            route.swaps += 1
             self.router.resume(route)
         return Flipped(number, previous=previous.digest, in_flight=len(previous.in_flight))
 
@@ -259,8 +260,11 @@ class Plane:
             for b in self.backends.values()
         ]
 
-    def stats(self) -> list[DigestStats]:
-        """Return the counters of every digest, also `released` ones; starts the gaps afresh."""
+    def stats(self, *, restart_gaps: bool = True) -> list[DigestStats]:
+        """Return the counters of every digest, also `released` ones.
+
+        `restart_gaps` begins the longest gaps afresh, which is agentd's alone to do.
+        """
         found = []
         for digest, counters in self._counters.items():
             backend = self.backends.get(digest)
@@ -268,7 +272,8 @@ class Plane:
             role = self.role(backend) if backend else "released"
             if role == "active":
                 route = self.router.routes[counters.spec.model]
-                gap, route.max_gap_ns = route.max_gap_ns // 1000, 0
+                gap = route.max_gap_ns // 1000
+                route.max_gap_ns *= not restart_gaps
             in_flight = len(backend.in_flight) if backend else 0
             found.append(counters.read(role, in_flight, gap))
         return found

@@ -22,7 +22,9 @@ RETRY_AFTER_S = 1
 class Route:
     """Where one model's requests go now, and where they would go if that failed."""
 
-    __slots__ = ("active", "mark_ns", "max_gap_ns", "model", "open", "standby", "waiting")
+    __slots__ = (
+        "active", "mark_ns", "max_gap_ns", "model", "open", "standby", "swaps", "waiting",
+    )  # fmt: skip
 
     def __init__(self, model: str, active: Backend) -> None:
         self.model = model
@@ -32,6 +34,7 @@ class Route:
         self.open = 0  # taken and not answered
         self.mark_ns = 0  # last answer, or the arrival that ended an idle time
         self.max_gap_ns = 0
+        self.swaps = 0
 
     def find(self, version: str) -> Backend | None:
         """Return the backend of a version; '' is the active one."""
@@ -147,7 +150,8 @@ class Router:
         """Answer a request with an error, and count it where it was last."""
         if pending.done:
             return
-        (pending.backend or pending.route.active).counters.refused(status)
+        latency = time.monotonic_ns() - pending.arrived
+        (pending.backend or pending.route.active).counters.refused(status, latency)
         self._close(pending)
         retry = RETRY_AFTER_S if status == 503 else 0
         pending.asker.answer(status, body, json_length, retry)

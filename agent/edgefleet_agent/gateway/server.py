@@ -39,6 +39,7 @@ class Options(NamedTuple):
     max_body_bytes: int
     threads: int
     orphan_timeout_s: float
+    triton_metrics: bool
 
 
 def lock(run_dir: Path) -> IO[str]:
@@ -77,7 +78,7 @@ class Gateway:
         self._spawner = Spawner()
         launcher = Launcher(self._spawner, options.threads)
         self._plane = Plane(launcher, options.queue_limit, options.timeout_s)
-        self._endpoints = Endpoints(self._plane)
+        self._endpoints = Endpoints(self._plane, triton_metrics=options.triton_metrics)
         self._control = ControlServer(self._plane, self.shutdown, self._on_agents)
         self._servers: list[asyncio.Server] = []
 

@@ -168,6 +168,8 @@ class DigestStats(msgspec.Struct, frozen=True):
     the gateway, `compute` the worker's run: `edgefleet_shared.histogram` counts. `max_gap_us`, of
     the active digest alone, is the longest time since the last `Stats` that the model let pass
     between two answers while a request was open: a time without requests is no gap.
+    `latency_ns` and `compute_ns` are the sums of what the histograms hold, `failed_ns` that of all
+    requests answered otherwise, `last_ms` the last answer's time since the Unix epoch.
     """
 
     model: str
@@ -187,6 +189,10 @@ class DigestStats(msgspec.Struct, frozen=True):
     compute: dict[int, int]
     max_gap_us: int = 0
     accelerated_pct: int = -1
+    latency_ns: int = 0
+    compute_ns: int = 0
+    failed_ns: int = 0
+    last_ms: int = 0
 
 
 class StatsReply(msgspec.Struct, tag=True, frozen=True):
