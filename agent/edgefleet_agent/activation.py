@@ -50,23 +50,30 @@ class Activation:
         self._watch: _Watch | None = None
         self._back: Swap | None = None  # a way back that the journal does not show yet
 
-    def load(self, version: VersionRef) -> None:
-        """Bring a stored version up beside what serves.
+    def load(self, version: VersionRef) -> VersionRef:
+        """Bring a stored version up beside what serves, if need be by its next best variant.
+
+        Returns:
+            The version with the variant that was loaded; the journal names that one too.
 
         Raises:
-            UnavailableError: Not stored, or the gateway cannot (its code).
+            UnavailableError: Not stored, or the gateway cannot (its code, of the last variant).
             TrustError: A stored blob has changed.
             GatewayLostError: The gateway went away.
         """
         spec = self._tools.spec(version)
         with self._tools.verified(spec) as fds:
             outcome = self._tools.gateway().load(spec, fds)
-        if not outcome.ok:
+        if outcome.ok:
+            self._ledger.ready_ms = outcome.ready_ms
+            self._ledger.tell_share(spec.accelerator, outcome.accelerated_pct)
+            return version
+        if not version.alternates:
             raise GatewayRefusedError(
                 outcome.message or f"{version.model} {version.version} cannot be loaded.",
                 code=outcome.code,
             )
-        self._ledger.ready_ms = outcome.ready_ms
+        return self.load(self._ledger.take_next(version, outcome.code))
 
     def route(self, version: VersionRef, kind: Kind, trigger: str = "") -> Swap:
         """Move the route to a version, loading it if need be; raises as `load`."""
@@ -84,7 +91,7 @@ class Activation:
                 elif loaded:
                     raise
                 else:
-                    self.load(version)
+                    version = self.load(version)
                     loaded = True
         self._ledger.serve(version)
         receipt = msgspec.structs.replace(swap.receipt, ready_ms=self._ledger.ready_ms)

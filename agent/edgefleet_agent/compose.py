@@ -12,8 +12,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TextIO
 
-from edgefleet_agent import __version__, durable
+from edgefleet_agent import __version__, durable, machine
 from edgefleet_agent.accelerators.cpu import Cpu
+from edgefleet_agent.choosing import ChoiceBook
 from edgefleet_agent.config import Config
 from edgefleet_agent.daemon import Daemon, Parts
 from edgefleet_agent.events import Emitter
@@ -34,6 +35,7 @@ from edgefleet_agent.together import Together
 from edgefleet_agent.toolbox import Toolbox
 from edgefleet_agent.transports.mqtt import MqttTransport
 from edgefleet_agent.trust.acceptance import Acceptance
+from edgefleet_agent.variants import Machine
 from edgefleet_shared.errors import EdgeFleetError, InvalidInputError, UnavailableError
 from edgefleet_shared.identifiers import new_id
 from edgefleet_shared.steps import Step
@@ -47,10 +49,9 @@ GATEWAY_ENVIRONMENT = {
 }
 
 
-def usable_accelerators() -> frozenset[str]:
-    """Return the kinds of the accelerators that are here and usable."""
-    reports = [kind().probe() for kind in ACCELERATORS]
-    return frozenset(report.kind for report in reports if report.usable)
+def look_around(config: Config) -> Machine:
+    """Return what models can run on here."""
+    return machine.describe(config.hardware_id, [kind().probe() for kind in ACCELERATORS])
 
 
 def lock(state: Path) -> TextIO:
@@ -109,6 +110,7 @@ def build(
     if outbox.lost:
         text = "the outbox was damaged and is begun anew."
         emitter.tell(Step.REPORT, "outbox_lost", text, level="error")
+    here = look_around(config)
     store = Store(state / "store", config.store.max_bytes)
     journal = Journal(state / "journal.json")
     tools = Toolbox(
@@ -123,20 +125,15 @@ def build(
         together=Together(journal),
         stamp=stamp,
         hardware=config.hardware_id,
-        accelerators=usable_accelerators(),
+        machine=here,
+        choices=ChoiceBook(state / "variants.json", here.fingerprint),
         threads=config.inference.threads,
         software=_software(),
     )
+    ways = transport or _transport(config, identity, boot)
+    status = StatusFile(run, boot, identity.fleet, identity.device)
     parts = Parts(
-        config=config,
-        identity=identity,
-        acceptance=acceptance,
-        tools=tools,
-        emitter=emitter,
-        transport=transport or _transport(config, identity, boot),
-        boot=boot,
-        status=StatusFile(run, boot, identity.fleet, identity.device),
-        notifier=Notifier(environ),
+        config, identity, acceptance, tools, emitter, ways, boot, status, Notifier(environ)
     )
     command = gateway_command or _gateway_command(config)
     gateway_environ = _gateway_environ(environ)

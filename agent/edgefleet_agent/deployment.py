@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
 import msgspec
 
+from edgefleet_agent import variants
+from edgefleet_agent.choosing import ONLY_ONE, Choice
 from edgefleet_agent.errors import DeploymentError, ProofError
-from edgefleet_agent.ipc.control import Outcome
+from edgefleet_agent.ipc.control import ModelSpec, Outcome
 from edgefleet_agent.journal import VersionRef
 from edgefleet_agent.ledger import Ledger
+from edgefleet_agent.measuring import StoppedError, measure, taken
 from edgefleet_agent.quarantine import after_failure, barred
 from edgefleet_agent.toolbox import Toolbox
 from edgefleet_shared.errors import (
@@ -19,7 +23,7 @@ from edgefleet_shared.errors import (
     UnavailableError,
 )
 from edgefleet_shared.messages import SlotAssignment
-from edgefleet_shared.package import Manifest, Variant, choose_variant
+from edgefleet_shared.package import Manifest, Variant
 from edgefleet_shared.states import DONE, DeploymentEvent, DeploymentState
 from edgefleet_shared.steps import Step
 
@@ -101,11 +105,10 @@ class Staging:
             return False
         manifest = self._tools.manifest(target.manifest, target.size)
         _check_same(manifest, target)
-        variant = choose_variant(manifest, self._tools.hardware, self._tools.accelerators)
-        version = _version(target, variant)
+        found, _ = variants.candidates(manifest, self._tools.machine)
+        version = _version(target, found)
         # Journaled before the blobs come, so that nothing tidies them away.
-        deployment = msgspec.structs.replace(self._ledger.deployment, staged=version)
-        self._ledger.write(deployment=deployment)
+        self._take(version, ONLY_ONE if len(found) == 1 else "")
         return self._bring(list(version.blobs.items()))
 
     def _bring(self, blobs: list[tuple[str, int]]) -> bool:
@@ -134,19 +137,79 @@ class Staging:
         version = self._ledger.deployment.staged
         assert version is not None
         self._ledger.move(_E.VERIFY)
+        if self._ledger.deployment.choice:
+            loaded = self._prove_and_load(version)
+        else:
+            loaded = self._choose_and_load(version)
+        if loaded:
+            self._ledger.move(_E.STAGE)
+        return loaded
+
+    def _prove_and_load(self, version: VersionRef) -> bool:
+        """Only one variant fits."""
         spec = self._tools.spec(version)
         with self._tools.verified(spec) as fds:
             self._ledger.move(_E.PREPARE)
-            client = self._tools.gateway()
-            self._tell(client.prove(spec, fds), Step.PROVE)
+            self._tell(self._tools.gateway().prove(spec, fds), Step.PROVE)
             if self._stop.is_set():
                 return False
-            outcome = client.load(spec, fds)
-            self._tell(outcome, Step.PREPARE)
-            self._ledger.tell_share(spec.accelerator, outcome.accelerated_pct)
-            self._ledger.ready_ms = outcome.ready_ms
-        self._ledger.move(_E.STAGE)
+            self._load(spec, fds)
         return True
+
+    def _choose_and_load(self, version: VersionRef) -> bool:
+        """Measure what fits, take the best, and the next one where that cannot be loaded."""
+        manifest = self._tools.manifest(version.digest, version.size)
+        for one in variants.candidates(manifest, self._tools.machine)[0]:
+            with self._tools.verified(self._tools.spec(taken(version, one.id))):
+                pass  # hashed: what has changed on disk is fetched again before anything is proved
+        self._ledger.move(_E.PREPARE)
+        try:
+            choice = measure(self._tools, version, self._stop)
+        except StoppedError:
+            return False
+        if not choice.order:
+            failed = choice.measured[0]
+            raise ProofError(failed.message or choice.reason, code=failed.code)
+        self._tell_choice(choice)
+        for index, variant in enumerate(choice.order):
+            self._take(taken(version, variant, choice.order[index + 1 :]), choice.reason)
+            staged = self._ledger.deployment.staged
+            assert staged is not None
+            spec = self._tools.spec(staged)
+            try:
+                with self._tools.verified(spec) as fds:
+                    self._load(spec, fds)
+                break
+            except ProofError as error:
+                if variant == choice.order[-1]:
+                    raise
+                text = f"{variant} cannot be loaded ({error.code}); the next best is taken."
+                self._ledger.tell(Step.PREPARE, "variant_failed", text, level="warning")
+        return not self._stop.is_set()
+
+    def _take(self, version: VersionRef, reason: str) -> None:
+        """Write down which variant is taken, and why."""
+        self._ledger.write(
+            deployment=msgspec.structs.replace(
+                self._ledger.deployment, staged=version, choice=reason
+            )
+        )
+
+    def _tell_choice(self, choice: Choice) -> None:
+        self._ledger.tell(
+            Step.PREPARE,
+            "variant_chosen",
+            choice.reason,
+            variant=choice.order[0],
+            measured=[msgspec.to_builtins(one) for one in choice.measured],
+            refused=choice.refused,
+        )
+
+    def _load(self, spec: ModelSpec, fds: list[int]) -> None:
+        outcome = self._tools.gateway().load(spec, fds)
+        self._tell(outcome, Step.PREPARE)
+        self._ledger.tell_share(spec.accelerator, outcome.accelerated_pct)
+        self._ledger.ready_ms = outcome.ready_ms
 
     def _tell(self, outcome: Outcome, step: Step) -> None:
         if not outcome.ok:
@@ -173,13 +236,14 @@ def _check_same(manifest: Manifest, target: SlotAssignment) -> None:
         )
 
 
-def _version(target: SlotAssignment, variant: Variant) -> VersionRef:
+def _version(target: SlotAssignment, found: Sequence[Variant]) -> VersionRef:
+    """Return the version with the files of every candidate, and the first for the one taken."""
     return VersionRef(
         model=target.model,
         version=target.version,
         digest=target.manifest,
         size=target.size,
         release_counter=target.release_counter,
-        variant=variant.id,
-        blobs={entry.digest: entry.size for entry in variant.files},
+        variant=found[0].id,
+        blobs={entry.digest: entry.size for variant in found for entry in variant.files},
     )

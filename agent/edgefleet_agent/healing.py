@@ -11,9 +11,10 @@ from edgefleet_agent.activation import Activation
 from edgefleet_agent.gateway_client import GatewayLostError, GatewayRefusedError
 from edgefleet_agent.journal import VersionRef
 from edgefleet_agent.ledger import Ledger
+from edgefleet_agent.measuring import StoppedError, measure, taken
 from edgefleet_agent.recovery import Plan
 from edgefleet_agent.toolbox import Toolbox
-from edgefleet_shared.errors import EdgeFleetError
+from edgefleet_shared.errors import EdgeFleetError, InvalidInputError
 from edgefleet_shared.states import DeploymentState
 from edgefleet_shared.steps import Step
 
@@ -128,6 +129,7 @@ class Healing:
     def _restore(self, version: VersionRef, recovered: threading.Event) -> bool:
         """Load and route; if it cannot be loaded, let the previous version serve meanwhile."""
         try:
+            version = self._measured_anew(version)
             self._activate(version)
         except GatewayLostError:
             raise
@@ -149,6 +151,22 @@ class Healing:
         if self._failed_in_probation(version):
             return False
         return damaged and self._refetch(version)
+
+    def _measured_anew(self, version: VersionRef) -> VersionRef:
+        """Choose again among a version's variants where the machine has changed since."""
+        if not version.alternates or self._tools.choices.find(version.digest):
+            return version
+        try:
+            choice = measure(self._tools, version, self._stop)
+        except (StoppedError, InvalidInputError):  # by the table nothing fits: then as it was
+            return version
+        if not choice.order or [version.variant, *version.alternates] == choice.order:
+            return version
+        after = taken(version, choice.order[0], choice.order[1:])
+        self._ledger.exchange(version, after)
+        text = f"The machine has changed; measured again: {choice.reason}"
+        self._ledger.tell(Step.PREPARE, "variant_chosen", text, variant=after.variant)
+        return after
 
     def _failed_in_probation(self, version: VersionRef) -> bool:
         deployment = self._ledger.record.deployment

@@ -22,7 +22,8 @@ KEPT_QUARANTINES = 32
 class VersionRef(msgspec.Struct, frozen=True):
     """One version that the device can load: enough to find it on disk without the cloud.
 
-    `blobs` maps digest to size of the variant's files.
+    `variant` is the one that was chosen; `blobs` maps digest to size of its files, and of those of
+    `alternates`: the variants that proved good too, the best first, for when it can no longer run.
     """
 
     model: str
@@ -32,6 +33,7 @@ class VersionRef(msgspec.Struct, frozen=True):
     release_counter: int
     variant: str
     blobs: dict[str, int] = {}
+    alternates: list[str] = []
 
     def needs(self) -> set[str]:
         """Return every digest that must stay in the store for this version."""
@@ -41,7 +43,8 @@ class VersionRef(msgspec.Struct, frozen=True):
 class Deployment(msgspec.Struct, frozen=True):
     """One deployment of one slot; fields as `messages.SlotReport` names them.
 
-    `staged` is known once a variant was chosen. `blobs` is the base URL of the blobs.
+    `staged` is known once it is known what could run here, and names the chosen variant as soon as
+    there is one; `choice` says why that. `blobs` is the base URL of the blobs.
     """
 
     id: str
@@ -55,6 +58,7 @@ class Deployment(msgspec.Struct, frozen=True):
     detail: str = ""
     verdict: str = ""
     staged: VersionRef | None = None
+    choice: str = ""
 
 
 class SlotRecord(msgspec.Struct, frozen=True):

@@ -175,6 +175,32 @@ class Ledger:
             **{key: value for key, value in data.items() if value},
         )
 
+    def take_next(self, version: VersionRef, code: str) -> VersionRef:
+        """Write down that the variant of a version failed, and that its next best is taken."""
+        after = msgspec.structs.replace(
+            version, variant=version.alternates[0], alternates=version.alternates[1:]
+        )
+        self.exchange(version, after)
+        self.tell(
+            Step.PREPARE,
+            "variant_failed",
+            f"{version.variant} cannot be loaded ({code}); {after.variant} is taken.",
+            level="warning",
+        )
+        return after
+
+    def exchange(self, before: VersionRef, after: VersionRef) -> None:
+        """Put one way to run a version in the place of another, wherever the journal names it."""
+        record = self.record
+        deployment = record.deployment
+        if deployment is not None and deployment.staged == before:
+            deployment = msgspec.structs.replace(deployment, staged=after)
+        self.write(
+            active=after if record.active == before else record.active,
+            previous=after if record.previous == before else record.previous,
+            deployment=deployment,
+        )
+
     def tell_share(self, accelerator: str, accelerated_pct: int) -> None:
         """Say so if part of a model runs on the CPU that was built for something faster."""
         if accelerator != "cpu" and 0 <= accelerated_pct < 100:
@@ -209,6 +235,8 @@ class Ledger:
             bytes_done=self.progress[0],
             bytes_total=self.progress[1],
             since=deployment.since,
+            variant=deployment.staged.variant if deployment.staged and deployment.choice else "",
+            choice=deployment.choice,
         )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from edgefleet_agent.choosing import ChoiceBook
 from edgefleet_agent.fetch import Fetcher
 from edgefleet_agent.gateway_client import GatewayClient
 from edgefleet_agent.inbox import Inbox
@@ -16,6 +17,7 @@ from edgefleet_agent.outbox import Outbox
 from edgefleet_agent.store import Store
 from edgefleet_agent.telemetry import Telemetry
 from edgefleet_agent.together import Together
+from edgefleet_agent.variants import Machine
 from edgefleet_shared.errors import IncompatibleError
 from edgefleet_shared.install import why_not_serve
 from edgefleet_shared.package import Manifest, Variant, decode_manifest
@@ -36,7 +38,8 @@ class Toolbox(NamedTuple):
         together: Lets no slot swap before the others of its assignment have their blobs.
         stamp: Gives the device's time as RFC 3339 text.
         hardware: What packages must name to run here.
-        accelerators: Kinds that are usable here.
+        machine: What models can run on here.
+        choices: Which variants were chosen, and by what numbers.
         threads: Intra-op threads a worker.
         software: Agent and runtimes that are here, with their versions.
     """
@@ -52,7 +55,8 @@ class Toolbox(NamedTuple):
     together: Together
     stamp: Callable[[], str]
     hardware: str
-    accelerators: frozenset[str]
+    machine: Machine
+    choices: ChoiceBook
     threads: int
     software: str
 
@@ -120,4 +124,5 @@ def model_spec(manifest: Manifest, variant: Variant, digest: str, threads: int) 
         cpu_fallback=variant.runtime.cpu_fallback,
         fpga=variant.fpga,
         processing=variant.processing,
+        variant=variant.id,
     )

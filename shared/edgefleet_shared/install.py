@@ -50,7 +50,7 @@ class Case(NamedTuple):
         release: The catalog's entry for it; None: there is none that may be believed.
         security_floor: The model's lowest release counter that may run, as far as is known.
         fitting: How many variants of the manifest fit this device; 1 while it has not come, and
-            asked again once it has.
+            asked again once it has; 1 too where golden vectors tell several apart.
     """
 
     me: DeviceIdentity

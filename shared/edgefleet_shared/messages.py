@@ -121,7 +121,8 @@ class SlotReport(msgspec.Struct, frozen=True):
 
     `state` is a `states.DeploymentState`; `reason` a stable code, `detail` a sentence. `active`,
     `previous` and `target` are manifest digests or ''. `verdict` is what probation found:
-    pass, fail, inconclusive or ''.
+    pass, fail, inconclusive or ''. `variant` is the one taken of the target, `choice` why, with the
+    numbers of those that were measured.
     """
 
     deployment: str
@@ -139,6 +140,8 @@ class SlotReport(msgspec.Struct, frozen=True):
     bytes_done: int = 0
     bytes_total: int = 0
     since: str = ""
+    variant: str = ""
+    choice: str = ""
 
 
 class Reported(msgspec.Struct, frozen=True):

@@ -7,6 +7,8 @@ archive and no code: a file that may execute has no role and cannot be expressed
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from edgefleet_shared import strict_json
@@ -48,9 +50,9 @@ __all__ = [
     "Variant",
     "check_manifest",
     "check_path",
-    "choose_variant",
     "decode_manifest",
     "encode_manifest",
+    "fitting_variants",
     "publisher_role",
     "target_path",
     "unfit",
@@ -101,40 +103,51 @@ def decode_manifest(data: bytes) -> Manifest:
     return manifest
 
 
-def choose_variant(manifest: Manifest, hardware: str, accelerators: frozenset[str]) -> Variant:
-    """Return the one variant for this hardware id and these usable accelerators.
+def fitting_variants(manifest: Manifest, able: Sequence[Variant], hardware: str) -> list[Variant]:
+    """Return the variants among which a device may choose, in the manifest's order.
 
-    An exact hardware string wins over `*`; among equals, the manifest's order decides nothing: two
-    that fit equally well are refused, so that no one but the publisher chooses. A variant's
-    fallback is no rival of it.
+    An exact hardware string wins over `*`. Where several fit, the device chooses by measuring, and
+    only by the publisher's own golden vectors: if one of them has none, all are refused, so that
+    nobody but the publisher chooses. A variant's fallback is no rival of it.
+
+    Args:
+        manifest: The package, for the message.
+        able: Those of its variants that could run: accelerator, runtime and memory are there.
+        hardware: The device's hardware id.
 
     Raises:
         InvalidInputError: code `no_compatible_variant` or `ambiguous_variant`.
     """
-    usable = [v for v in manifest.variants if v.accelerator in accelerators]
-    exact = [v for v in usable if hardware in v.hardware]
-    found = exact or [v for v in usable if EVERY_HARDWARE in v.hardware]
+    exact = [v for v in able if hardware in v.hardware]
+    found = exact or [v for v in able if EVERY_HARDWARE in v.hardware]
     stand_ins = {v.fallback for v in found}
     found = [v for v in found if v.id not in stand_ins]
+    if len(found) > 1 and all(v.golden is not None for v in found):
+        return found
     code = unfit(len(found))
     if not code:
-        return found[0]
-    offered = ", ".join(f"{v.id} ({v.accelerator}: {' '.join(v.hardware)})" for v in usable)
+        return found
+    offered = ", ".join(f"{v.id} ({v.accelerator}: {' '.join(v.hardware)})" for v in able)
     if not found:
         raise InvalidInputError(
             f"No variant of {manifest.name} {manifest.version} runs on {hardware!r}.",
             code=code,
             hint=f"Usable here by accelerator: {offered or 'none'}.",
         )
+    unmeasured = next(v.id for v in found if v.golden is None)
     raise InvalidInputError(
-        f"{len(found)} variants of {manifest.name} {manifest.version} fit {hardware!r}: {offered}.",
+        f"{len(found)} variants of {manifest.name} {manifest.version} fit {hardware!r} ({offered}),"
+        f" and {unmeasured!r} has no golden vectors to be measured by.",
         code=code,
-        hint="Publish a version in which exactly one variant fits.",
+        hint="Publish a version in which one variant fits, or all that fit have golden vectors.",
     )
 
 
 def unfit(fitting: int) -> str:
-    """Return '' if exactly one variant fits a device, else the code by which it is refused."""
+    """Return '' if one variant fits a device, else the code by which it is refused.
+
+    Several count as one where golden vectors tell them apart (`fitting_variants`).
+    """
     if fitting == 1:
         return ""
     return "ambiguous_variant" if fitting > 1 else "no_compatible_variant"

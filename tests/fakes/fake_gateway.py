@@ -35,12 +35,15 @@ class FakeGateway:
     """The gateway's control side.
 
     Attributes:
-        refuse: (request name, digest) to the outcome's code; digest "" is any.
+        refuse: (request name, digest) to the outcome's code; digest "" is any, and a variant's id
+            stands for that variant.
         hold: Request names that wait until they are discarded from the set.
         lose: Request names that are neither done nor answered.
         seen: Every request, in order, by name.
         fds: Bytes of the files that came with the last Prove or Load.
         share: Percent of nodes that every model runs on its accelerator, as far as it tells.
+        medians: Variant to the median time of a run that a proof which measures tells, us.
+        variants: The variant of every Prove and Load, in order, as "Prove gpu".
     """
 
     def __init__(self, run: Path):
@@ -49,6 +52,8 @@ class FakeGateway:
         self.lose: set[str] = set()
         self.seen: list[str] = []
         self.share = -1
+        self.medians: dict[str, int] = {}
+        self.variants: list[str] = []
         self.files: list[bytes] = []
         self.over = threading.Event()
         self._loaded: dict[str, Loaded] = {}
@@ -171,7 +176,7 @@ class FakeGateway:
         if name == "Shutdown":
             self.close()
 
-    def _reply(self, name: str, request, files: int) -> control.Reply:  # noqa: C901 - one table
+    def _reply(self, name: str, request, files: int) -> control.Reply:
         digest = getattr(request, "digest", "") or getattr(
             getattr(request, "spec", None), "digest", ""
         )
@@ -186,15 +191,7 @@ class FakeGateway:
                 ]
                 return control.GatewayState(request.id, os.getpid(), self._boot, workers)
             case control.Prove() | control.Load():
-                if files != len(request.spec.files):
-                    return control.Outcome(request.id, ok=False, code="load_failed")
-                if name == "Load":
-                    new = self._released.pop(digest, None) or Loaded(request.spec)
-                    self._loaded.setdefault(digest, new)
-                return control.Outcome(
-                    request.id, ok=True, load_ms=1, ready_ms=2, memory_kb=100,
-                    accelerated_pct=self.share,
-                )  # fmt: skip
+                return self._load(request, digest, files)
             case control.Flip():
                 return self._flip(request)
             case control.Unroute():
@@ -208,6 +205,21 @@ class FakeGateway:
             case control.Stats():
                 return control.StatsReply(request.id, self._stats())
         return control.Outcome(request.id, ok=True)
+
+    def _load(self, request, digest: str, files: int) -> control.Outcome:
+        name, spec = type(request).__name__, request.spec
+        if files != len(spec.files):
+            return control.Outcome(request.id, ok=False, code="load_failed")
+        self.variants.append(f"{name} {spec.variant}")
+        if code := self.refuse.get((name, spec.variant)):
+            return control.Outcome(request.id, ok=False, code=code, message=f"scripted {code}")
+        if name == "Load":
+            new = self._released.pop(digest, None) or Loaded(spec)
+            self._loaded.setdefault(digest, new)
+        return control.Outcome(
+            request.id, ok=True, load_ms=1, ready_ms=2, memory_kb=100, accelerated_pct=self.share,
+            median_us=self.medians.get(spec.variant, 0),
+        )  # fmt: skip
 
     def _release(self, digest: str):
         self._released[digest] = self._loaded.pop(digest)

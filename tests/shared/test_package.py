@@ -25,9 +25,9 @@ from edgefleet_shared.package import (
     TensorSpec,
     Variant,
     check_path,
-    choose_variant,
     decode_manifest,
     encode_manifest,
+    fitting_variants,
     publisher_role,
     target_path,
 )
@@ -249,11 +249,12 @@ def test_the_only_file_of_a_role():
         assert refused.value.code == "manifest_files"
 
 
-def offer(*variants_: tuple[str, str, str]) -> Manifest:
+def offer(*variants_: tuple[str, str, str], golden: bool = False) -> Manifest:
     """Return a manifest of variants given as (id, hardware, accelerator)."""
+    vectors = VARIANT.golden if golden else None
     return replace(
         MANIFEST,
-        variants=[replace(VARIANT, id=i, hardware=h.split(), accelerator=a)
+        variants=[replace(VARIANT, id=i, hardware=h.split(), accelerator=a, golden=vectors)
                   for i, h, a in variants_],
     )  # fmt: skip
 
@@ -275,18 +276,24 @@ CHOICES: dict[str, tuple[Manifest, str, set[str], str]] = {
                      "ambiguous_variant"),
     "two that fit exactly": (
         offer(("a", "x", "cpu"), ("b", "x", "gpu")), "x", {"cpu", "gpu"}, "ambiguous_variant"),
+    "two that golden vectors tell apart": (
+        offer(("a", "*", "cpu"), ("b", "*", "gpu"), golden=True), "x", {"cpu", "gpu"}, "a b"),
+    "exact before any, measured or not": (
+        offer(("a", "*", "cpu"), ("b", "x", "gpu"), golden=True), "x", {"cpu", "gpu"}, "b"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("manifest", "hardware", "usable", "expected"), CHOICES.values(),
                          ids=CHOICES)  # fmt: skip
 def test_choosing_a_variant(manifest, hardware, usable, expected):
-    """The publisher's manifest alone decides which variant runs, or that none does."""
+    """The publisher's manifest alone decides among what a device may choose."""
+    able = [v for v in manifest.variants if v.accelerator in usable]
     if "_" not in expected:
-        assert choose_variant(manifest, hardware, frozenset(usable)).id == expected
+        found = fitting_variants(manifest, able, hardware)
+        assert [v.id for v in found] == expected.split()
         return
     with pytest.raises(InvalidInputError) as refused:
-        choose_variant(manifest, hardware, frozenset(usable))
+        fitting_variants(manifest, able, hardware)
     assert refused.value.code == expected
     assert refused.value.hint
 
@@ -294,4 +301,6 @@ def test_choosing_a_variant(manifest, hardware, usable, expected):
 @given(st.permutations([("a", "*", "cpu"), ("b", "rpi5", "cpu"), ("c", "rpi5", "gpu")]))
 def test_the_order_of_variants_decides_nothing(order):
     """Whatever the order in the manifest, the same variant is chosen."""
-    assert choose_variant(offer(*order), "rpi5", frozenset({"cpu"})).id == "b"
+    manifest = offer(*order)
+    able = [v for v in manifest.variants if v.accelerator == "cpu"]
+    assert [v.id for v in fitting_variants(manifest, able, "rpi5")] == ["b"]

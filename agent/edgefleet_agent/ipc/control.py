@@ -49,6 +49,7 @@ class ModelSpec(msgspec.Struct, frozen=True):
     session_options: dict[str, int | str | bool] = {}
     threads: int = 1
     cpu_fallback: bool = True
+    variant: str = ""
     placement: dict[str, dict[str, str]] = {}
     fpga: Fpga | None = None
     processing: Processing | None = None
