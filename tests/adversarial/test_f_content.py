@@ -23,7 +23,6 @@ from tests.adversarial import hostile_models
 from tests.adversarial.device import Device, with_files
 from tests.adversarial.hostile_models import VARIANTS
 from tests.adversarial.manifests import manifest_with
-from tests.adversarial.mutants import Bench
 from tests.agent.gateways import Gateway, fp32
 from tests.agent.world import World, until
 from tests.models import Package, golden_bytes, linear, package
@@ -259,35 +258,6 @@ def test_50_a_digest_that_keeps_failing_is_quarantined(world, device):
     assert proofs(device) == begun
     assert device.answers() == 8.0
     device.serve("3.0.0", 3.0)  # another digest is not held responsible
-
-
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory):
-    """A gateway that serves a good model while it proves mutants of another."""
-    one = Bench(tmp_path_factory.mktemp("mutants"))
-    yield one
-    one.close()
-
-
-KNOWN = {
-    "load_failed", "load_timeout", "out_of_memory", "crashed", "golden_mismatch", "not_a_model",
-    "op_domain", "external_data_path", "external_data_range", "sparse_external", "tensor_data",
-    "memory_address", "bad_function", "sandbox_violation",
-}  # fmt: skip
-
-
-def test_51_mutants_never_end_more_than_the_process_that_loads_them(bench):
-    """Sixty of the 4 000 (`python -m tests.adversarial.mutants`): each has a verdict.
-
-    Of ONNX; for TFLite there is no runtime in this version, and a device refuses it unopened.
-    """
-    kinds = set()
-    for seed in range(60):
-        outcome = bench.prove(seed)
-        kinds.add("proved" if outcome.ok else outcome.code)
-    assert kinds <= KNOWN | {"proved"}
-    assert {"proved", "golden_mismatch", "not_a_model"} <= kinds
-    assert bench.sound()
 
 
 def test_51_a_tflite_file_that_is_none_is_refused(gateway, tmp_path):

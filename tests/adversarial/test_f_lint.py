@@ -17,8 +17,8 @@ from edgefleet_agent.worker import lint, protobuf
 from edgefleet_provisioning import onnx_walk
 from edgefleet_shared.errors import IncompatibleError
 from edgefleet_shared.onnx_rules import CONTRIB, MAX_OPSETS
+from tests.adversarial.breeding import mutant
 from tests.adversarial.hostile_models import VARIANTS, lay_out
-from tests.adversarial.mutants import mutant
 from tests.models import linear, mlp, package
 from tests.provisioning import bad_models as bad
 

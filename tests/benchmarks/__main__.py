@@ -12,6 +12,7 @@ from pathlib import Path
 NAMES = {
     "idle": "what agentd costs while nothing happens: private memory, processor time",
     "inference": "latency and rate of a tiny model over REST, beside FastAPI with uvicorn",
+    "mutants": "4,000 mutants of an ONNX and of a TFLite model, and how each ended",
     "sandbox": "what shutting workers in costs: proving, and the latency of a request",
     "swap": "fifty swaps under four clients at full speed: failures, gaps, memory",
     "trust": "an assignment verified beside one bare signature, memory, 10,000 signed",
