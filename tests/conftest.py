@@ -22,6 +22,7 @@ PROGRAMS = {
     "softhsm2": ("softhsm2-util", "pkcs11-tool"),
     "swtpm": ("swtpm", "tpm2_ptool"),
     "verilator": ("verilator", "g++", "make"),
+    "dockerd": ("dockerd", "cc"),
 }
 """Markers, and what must be on PATH for a test that bears one; `.ci/run` installs the packages."""
 
@@ -47,6 +48,18 @@ def pytest_configure(config):
     # REQUIRE stays, for the processes that pytest shares the tests among.
     for name in [n for n in os.environ if n.startswith("EDGEFLEET_") and n != REQUIRE]:
         del os.environ[name]
+
+
+@pytest.fixture(scope="session")
+def dockerd():
+    """A real dockerd, with nothing in it and nothing left of it; root alone can start one."""
+    if os.geteuid():
+        pytest.skip("not root: needs dockerd")
+    from tests.dockerd import Dockerd
+
+    one = Dockerd()
+    yield one
+    one.close()
 
 
 def pytest_collection_modifyitems(items):

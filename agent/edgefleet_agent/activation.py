@@ -64,15 +64,16 @@ class Activation:
         spec = self._tools.spec(version)
         with self._tools.verified(spec) as fds:
             outcome = self._tools.gateway().load(spec, fds)
-        if outcome.ok:
-            self._ledger.ready_ms = outcome.ready_ms
-            self._ledger.tell_share(spec.accelerator, outcome.accelerated_pct)
-            return version
-        if not version.alternates:
-            raise GatewayRefusedError(
-                outcome.message or f"{version.model} {version.version} cannot be loaded.",
-                code=outcome.code,
-            )
+            if outcome.ok:
+                self._tools.hold(spec)
+                self._ledger.ready_ms = outcome.ready_ms
+                self._ledger.tell_share(spec.accelerator, outcome.accelerated_pct)
+                return version
+            if not version.alternates:
+                raise GatewayRefusedError(
+                    outcome.message or f"{version.model} {version.version} cannot be loaded.",
+                    code=outcome.code,
+                )
         return self.load(self._ledger.take_next(version, outcome.code))
 
     def route(self, version: VersionRef, kind: Kind, trigger: str = "") -> Swap:

@@ -7,7 +7,7 @@ import fcntl
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TextIO
@@ -16,6 +16,7 @@ from edgefleet_agent import __version__, durable, machine
 from edgefleet_agent.accelerators.cpu import Cpu
 from edgefleet_agent.choosing import ChoiceBook
 from edgefleet_agent.config import Config
+from edgefleet_agent.containers import making as containers
 from edgefleet_agent.daemon import Daemon, Parts
 from edgefleet_agent.events import Emitter
 from edgefleet_agent.fetch import Fetcher
@@ -106,11 +107,7 @@ def build(
         return format_time(acceptance.now())
 
     outbox = Outbox(state / "outbox.db", config.telemetry.outbox_max_bytes)
-    emitter = Emitter(outbox, stamp)
-    if outbox.lost:
-        text = "the outbox was damaged and is begun anew."
-        emitter.tell(Step.REPORT, "outbox_lost", text, level="error")
-    here = look_around(config)
+    emitter, here = _emitter(outbox, stamp), look_around(config)
     store = Store(state / "store", config.store.max_bytes)
     journal = Journal(state / "journal.json")
     tools = Toolbox(
@@ -123,6 +120,7 @@ def build(
         gateway=gateway,
         security_floor=acceptance.security_floor,
         together=Together(journal),
+        containers=containers.make(config, identity.fleet, identity.device),
         stamp=stamp,
         hardware=config.hardware_id,
         machine=here,
@@ -136,9 +134,17 @@ def build(
         config, identity, acceptance, tools, emitter, ways, boot, status, Notifier(environ)
     )
     command = gateway_command or _gateway_command(config)
-    gateway_environ = _gateway_environ(environ)
-    daemon = Daemon(parts, lambda events: GatewayLink(run, command, gateway_environ, events))
+    told = _gateway_environ(environ)
+    daemon = Daemon(parts, lambda events: GatewayLink(run, command, told, events))
     return daemon
+
+
+def _emitter(outbox: Outbox, stamp: Callable[[], str]) -> Emitter:
+    emitter = Emitter(outbox, stamp)
+    if outbox.lost:
+        text = "the outbox was damaged and is begun anew."
+        emitter.tell(Step.REPORT, "outbox_lost", text, level="error")
+    return emitter
 
 
 def _gateway_environ(environ: Mapping[str, str]) -> dict[str, str]:

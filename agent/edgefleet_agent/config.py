@@ -94,6 +94,23 @@ class FpgaOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     timeout_s: Seconds = 30.0  # one act of programming
 
 
+class Registry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who we are to a registry of container images; the password is the file's first line."""
+
+    username: str
+    password_file: str
+
+
+class Containers(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Container variants: dockerd, and who runs in them."""
+
+    socket: str = "/var/run/docker.sock"  # of dockerd; '' = no containers
+    user: Annotated[str, Meta(pattern=r"^([1-9][0-9]*:[0-9]+|0:0)?$")] = (
+        ""  # UID:GID in a container; '' = 65532:65532, or the agent's own where that is not root
+    )
+    registries: dict[str, Registry] = {}
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All of it. `state_dir` must survive a reboot, `run_dir` need not.
 
@@ -111,6 +128,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     store: Store = Store()
     identity: Identity = Identity()
     fpga: FpgaOptions = FpgaOptions()
+    containers: Containers = Containers()
 
     @property
     def state(self) -> Path:

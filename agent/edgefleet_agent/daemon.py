@@ -82,6 +82,7 @@ class Daemon:
             parts.identity.device, parts.boot, signer, tools.outbox, parts.transport,
             tools.stamp, self._changed,
         )  # fmt: skip
+        tools.containers.tell(self.on_gateway_event)
         self._receiver = Receiver(
             parts.acceptance, parts.emitter, self._facts, self._slots, self._apply, self._changed
         )
@@ -369,6 +370,7 @@ class Daemon:
         for slot in self._slots.values():
             slot.end()
         self._link.stop(end_gateway=self._end_gateway)
+        parts.tools.containers.close()
         parts.transport.stop()
         parts.status.remove()
         parts.tools.outbox.close()

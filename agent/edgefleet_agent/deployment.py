@@ -109,7 +109,18 @@ class Staging:
         version = _version(target, found)
         # Journaled before the blobs come, so that nothing tidies them away.
         self._take(version, ONLY_ONE if len(found) == 1 else "")
-        return self._bring(list(version.blobs.items()))
+        if not self._bring(list(version.blobs.items())):
+            return False
+        return self._bring_images(version, only=len(found) == 1)
+
+    def _bring_images(self, version: VersionRef, *, only: bool) -> bool:
+        """Pull what is missing; where docker does not answer, another variant may run."""
+        containers, progress = self._tools.containers, self._ledger.advance_progress
+        return all(
+            containers.bring(image, self._stop, progress)
+            for image in version.images.values()
+            if only or containers.can_run(image)
+        )
 
     def _bring(self, blobs: list[tuple[str, int]]) -> bool:
         """Fetch what is missing; return False if `stop` came first."""
@@ -160,7 +171,7 @@ class Staging:
         """Measure what fits, take the best, and the next one where that cannot be loaded."""
         manifest = self._tools.manifest(version.digest, version.size)
         for one in variants.candidates(manifest, self._tools.machine)[0]:
-            with self._tools.verified(self._tools.spec(taken(version, one.id))):
+            with self._tools.hashed(self._tools.spec(taken(version, one.id))):
                 pass  # hashed: what has changed on disk is fetched again before anything is proved
         self._ledger.move(_E.PREPARE)
         try:
@@ -208,6 +219,7 @@ class Staging:
     def _load(self, spec: ModelSpec, fds: list[int]) -> None:
         outcome = self._tools.gateway().load(spec, fds)
         self._tell(outcome, Step.PREPARE)
+        self._tools.hold(spec)
         self._ledger.tell_share(spec.accelerator, outcome.accelerated_pct)
         self._ledger.ready_ms = outcome.ready_ms
 
@@ -246,4 +258,5 @@ def _version(target: SlotAssignment, found: Sequence[Variant]) -> VersionRef:
         release_counter=target.release_counter,
         variant=found[0].id,
         blobs={entry.digest: entry.size for variant in found for entry in variant.files},
+        images={variant.id: variant.runtime.image for variant in found if variant.runtime.image},
     )

@@ -24,6 +24,7 @@ class VersionRef(msgspec.Struct, frozen=True):
 
     `variant` is the one that was chosen; `blobs` maps digest to size of its files, and of those of
     `alternates`: the variants that proved good too, the best first, for when it can no longer run.
+    `images` maps each that is a container to its image.
     """
 
     model: str
@@ -34,6 +35,12 @@ class VersionRef(msgspec.Struct, frozen=True):
     variant: str
     blobs: dict[str, int] = {}
     alternates: list[str] = []
+    images: dict[str, str] = {}
+
+    @property
+    def image(self) -> str:
+        """The chosen variant's image, '' if it is no container."""
+        return self.images.get(self.variant, "")
 
     def needs(self) -> set[str]:
         """Return every digest that must stay in the store for this version."""
@@ -75,17 +82,20 @@ class SlotRecord(msgspec.Struct, frozen=True):
     failures: dict[str, Failures] = {}
     receipt: SwapReceipt | None = None
 
+    def versions(self) -> list[VersionRef]:
+        """Return active, previous and the one that is being staged, as far as there are any."""
+        staged = self.deployment.staged if self.deployment else None
+        wanted = staged if self.deployment and self.deployment.state not in DONE else None
+        return [version for version in (self.active, self.previous, wanted) if version]
+
     def needs(self) -> set[str]:
         """Return every digest that active, previous and target need in the store."""
         found: set[str] = set()
-        versions = [self.active, self.previous]
-        if self.deployment and self.deployment.state not in DONE:
-            versions.append(self.deployment.staged)
-            if self.deployment.target.mode == "run":  # to serve nothing needs no package
-                found.add(self.deployment.target.manifest)
-        for version in versions:
-            if version:
-                found |= version.needs()
+        for version in self.versions():
+            found |= version.needs()
+        deployment = self.deployment
+        if deployment and deployment.state not in DONE and deployment.target.mode == "run":
+            found.add(deployment.target.manifest)  # to serve nothing needs no package
         return found
 
 
@@ -153,6 +163,10 @@ class Journal:
             document = Document(seq=self._document.seq + 1, slots=slots)
             durable.atomic_write(self._path, strict_json.encode(document))
             self._document = document
+
+    def versions(self) -> list[VersionRef]:
+        """Return every version that any slot has, or is about to have."""
+        return [v for record in self._document.slots.values() for v in record.versions()]
 
     def needs(self) -> set[str]:
         """Return every digest that any slot needs in the store."""

@@ -11,6 +11,7 @@ from edgefleet_agent.choosing import Choice, choose
 from edgefleet_agent.ipc.control import Outcome
 from edgefleet_agent.journal import VersionRef
 from edgefleet_agent.toolbox import Toolbox
+from edgefleet_shared.errors import IncompatibleError
 from edgefleet_shared.package import Variant
 
 
@@ -33,8 +34,11 @@ def measure(tools: Toolbox, version: VersionRef, stop: threading.Event) -> Choic
 
     def prove(variant: Variant) -> Outcome:
         spec = tools.spec(taken(version, variant.id))
-        with tools.verified(spec) as fds:
-            outcome = tools.gateway().prove(spec, fds, measure=True)
+        try:
+            with tools.verified(spec) as fds:
+                outcome = tools.gateway().prove(spec, fds, measure=True)
+        except IncompatibleError as error:  # docker is away: another variant may run
+            outcome = Outcome(0, ok=False, code=error.code, message=str(error))
         if stop.is_set():
             raise StoppedError
         return outcome

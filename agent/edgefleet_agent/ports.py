@@ -119,7 +119,8 @@ class Runtime(Protocol):
 
         Args:
             spec: What to load.
-            files: Open descriptors, positioned anywhere; the callee does not close them.
+            files: Open descriptors, positioned anywhere; the callee does not close them. A
+                container's are followed by the socket that it is reached by, see `ipc.dial`.
             provider_options: Execution provider name to its options, in order of preference.
 
         Raises:

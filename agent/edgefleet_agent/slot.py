@@ -301,7 +301,19 @@ class Slot:
         if rest > 0 and self._stop.wait(rest):
             return
         self._release()
+        self._tidy_containers()
         self._tools.store.collect(self._tools.journal.needs())
+
+    def _tidy_containers(self) -> None:
+        """Remove this slot's containers that no worker speaks to, and images that no slot needs."""
+        tools, name = self._tools, self.ledger.name
+        if not tools.containers.known():
+            return
+        stats = tools.gateway().stats()
+        loaded = {s.digest for s in stats if s.model == name and s.role != "released"}
+        boxed = {v.digest for v in self.ledger.record.versions() if v.image}
+        tools.containers.sweep(loaded & boxed, name)
+        tools.containers.drop_images(i for v in tools.journal.versions() for i in v.images.values())
 
     def _release(self) -> None:
         serving = self.ledger.serving

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from edgefleet_agent.choosing import ChoiceBook
+from edgefleet_agent.containers.lifetimes import Containers
 from edgefleet_agent.fetch import Fetcher
 from edgefleet_agent.gateway_client import GatewayClient
 from edgefleet_agent.inbox import Inbox
@@ -35,6 +36,7 @@ class Toolbox(NamedTuple):
         telemetry: Closes windows at a swap.
         gateway: Gives the connection as it stands, or raises `GatewayLostError`.
         security_floor: Model to lowest release counter that may be activated.
+        containers: Runs container variants.
         together: Lets no slot swap before the others of its assignment have their blobs.
         stamp: Gives the device's time as RFC 3339 text.
         hardware: What packages must name to run here.
@@ -53,6 +55,7 @@ class Toolbox(NamedTuple):
     gateway: Callable[[], GatewayClient]
     security_floor: Callable[[str], int]
     together: Together
+    containers: Containers
     stamp: Callable[[], str]
     hardware: str
     machine: Machine
@@ -81,7 +84,7 @@ class Toolbox(NamedTuple):
         return model_spec(manifest, variant, version.digest, self.threads)
 
     @contextmanager
-    def verified(self, spec: ModelSpec) -> Iterator[list[int]]:
+    def hashed(self, spec: ModelSpec) -> Iterator[list[int]]:
         """Give descriptors of the spec's files, hashed through themselves, and close them.
 
         Raises:
@@ -89,7 +92,7 @@ class Toolbox(NamedTuple):
             TrustError: A blob has changed on disk; it has been removed.
             IncompatibleError: More files than one message can carry.
         """
-        if len(spec.files) > MAX_FDS:
+        if spec.descriptors > MAX_FDS:
             raise IncompatibleError(
                 f"The variant has {len(spec.files)} files; {MAX_FDS} can be handed on.",
                 code="too_many_files",
@@ -103,6 +106,28 @@ class Toolbox(NamedTuple):
         finally:
             for fd in fds:
                 os.close(fd)
+
+    @contextmanager
+    def verified(self, spec: ModelSpec) -> Iterator[list[int]]:
+        """Give what a worker is given: `hashed`, then the folder of a container, which runs.
+
+        Raises:
+            IncompatibleError: As `hashed`; or there is no docker for a container.
+            UnavailableError: As `hashed`; or dockerd cannot run it now.
+            TrustError: As `hashed`; or dockerd holds another image than the signed one.
+        """
+        with self.hashed(spec) as fds:
+            if spec.container is None:
+                yield fds
+                return
+            paths = [self.store.path(entry.digest) for entry in spec.files]
+            with self.containers.running(spec, paths) as folder:
+                yield [*fds, folder]
+
+    def hold(self, spec: ModelSpec) -> None:
+        """A version is loaded: let dockerd start its container again whenever it ends."""
+        if spec.container is not None:
+            self.containers.hold(spec.digest)
 
 
 def model_spec(manifest: Manifest, variant: Variant, digest: str, threads: int) -> ModelSpec:
@@ -125,4 +150,5 @@ def model_spec(manifest: Manifest, variant: Variant, digest: str, threads: int) 
         fpga=variant.fpga,
         processing=variant.processing,
         variant=variant.id,
+        container=variant.runtime if variant.runtime.image else None,
     )

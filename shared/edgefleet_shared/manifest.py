@@ -44,6 +44,22 @@ class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     license: str = ""
 
 
+class ContainerNeed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How a container is asked, and what it may take beside memory.
+
+    `port`: where its server listens on TCP; 0: on the Unix socket that `EDGEFLEET_OIP_SOCKET` names
+    to it. `served_as`: what it calls the model, if not by the manifest's name. `concurrency`: how
+    many requests it takes at once. `cpus`: the processors it may use; 0: as many as the device
+    gives a worker threads. `pids`: how many processes and threads it may have.
+    """
+
+    port: int = 0
+    served_as: str = ""
+    concurrency: int = 1
+    cpus: float = 0.0
+    pids: int = 256
+
+
 class RuntimeNeed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What executes the variant: runtime name, lowest version, providers by preference, opsets.
 
@@ -59,6 +75,7 @@ class RuntimeNeed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     opsets: dict[str, int] = {}
     image: str = ""
     cpu_fallback: bool = True
+    container: ContainerNeed = ContainerNeed()
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

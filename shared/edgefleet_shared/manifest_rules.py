@@ -10,6 +10,7 @@ from edgefleet_shared import fpga
 from edgefleet_shared.errors import InvalidInputError
 from edgefleet_shared.identifiers import check_digest, check_name, check_version
 from edgefleet_shared.manifest import (
+    ContainerNeed,
     FileEntry,
     Golden,
     Manifest,
@@ -48,6 +49,9 @@ IMAGE = re.compile(
     rf"(?:[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?(?::[0-9]{{1,5}})?/)?{_PART}(?:/{_PART})*@sha256:[0-9a-f]{{64}}"
 )
 """A container image by digest alone, as the OCI distribution writes it; 255 characters at most."""
+
+CONCURRENCY_MAX, CPUS_MAX, PIDS_MAX = 64, 1024, 32768
+"""What a container may ask for at most: requests at once, processors, processes."""
 
 DATA_ROLES = frozenset({"labels", "json", "golden"})
 """Roles of files that a container may come with; its model is in the image."""
@@ -220,12 +224,39 @@ def _check_runtime(variant: Variant) -> None:
             code="manifest_image",
             hint="Name it by its digest alone, NAME@sha256:<hex>; a tag may change its meaning.",
         )
+    _check_container(variant)
     foreign = [entry.path for entry in variant.files if entry.role not in DATA_ROLES]
     if container and (foreign or variant.session_options):
         raise InvalidInputError(
             f"The container variant {variant.id!r} has model files or session options beside its "
             "image.",
             code="manifest_image",
+        )
+
+
+def _check_container(variant: Variant) -> None:
+    """Check what a container may take and how it is asked; no other runtime has any of it."""
+    need = variant.runtime.container
+    if variant.runtime.name != "container":
+        if need != ContainerNeed():
+            raise InvalidInputError(
+                f"Variant {variant.id!r} is no container and has a container's settings.",
+                code="manifest_container",
+            )
+        return
+    if need.served_as:
+        check_name(need.served_as, "model")
+    if not (
+        0 <= need.port < 65536
+        and 1 <= need.concurrency <= CONCURRENCY_MAX
+        and 0 <= need.cpus <= CPUS_MAX
+        and 1 <= need.pids <= PIDS_MAX
+    ):
+        raise InvalidInputError(
+            f"The container variant {variant.id!r} asks for what no container gets.",
+            code="manifest_container",
+            hint=f"port 0 to 65535, concurrency 1 to {CONCURRENCY_MAX}, cpus 0 to {CPUS_MAX}, "
+            f"pids 1 to {PIDS_MAX}.",
         )
 
 

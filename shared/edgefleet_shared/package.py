@@ -15,6 +15,7 @@ from edgefleet_shared import strict_json
 from edgefleet_shared.errors import InvalidInputError
 from edgefleet_shared.fpga import Fpga, Port, Registers, SlotFiles
 from edgefleet_shared.manifest import (
+    ContainerNeed,
     Datatype,
     FileEntry,
     Golden,
@@ -34,6 +35,7 @@ __all__ = [
     "MAX_FILES",
     "MEDIA_TYPE",
     "SESSION_OPTIONS",
+    "ContainerNeed",
     "Datatype",
     "FileEntry",
     "Fpga",

@@ -37,7 +37,7 @@ def test_bad_models_are_refused_with_a_reason(gateway, tmp_path):
     for changed, code in [
         (package(tmp_path, linear(1.0), runtime="abacus"), "unsupported_runtime"),
         (package(tmp_path, linear(1.0), runtime="litert"), "load_failed"),
-        (package(tmp_path, linear(1.0), runtime="container"), "unsupported_runtime"),
+        (package(tmp_path, linear(1.0), runtime="nonesuch"), "unsupported_runtime"),
         (package(tmp_path, linear(1.0), accelerator="npu"), "unsupported_accelerator"),
         (package(tmp_path, linear(1.0), graph_optimization_level="never"), "load_failed"),
     ]:

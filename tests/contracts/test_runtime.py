@@ -21,7 +21,10 @@ CPU = {"CPUExecutionProvider": {}}
 MODELS = {"onnxruntime": models, "litert": tflite_models}
 """Runtime name to who makes its models: `linear(scale)` and `mlp()` mean the same everywhere."""
 
-ELSEWHERE: dict[str, str] = {"registers": "agent/fpga/test_registers.py"}
+ELSEWHERE: dict[str, str] = {
+    "registers": "agent/fpga/test_registers.py",
+    "container": "agent/test_containers.py",
+}
 """Runtimes that have no model file of their own: name to the suite that holds them to the port."""
 
 BAD_OPTIONS = {"graph_optimization_level": "never", "num_threads": 0}

@@ -32,7 +32,8 @@ def keys(kind: type[msgspec.Struct], prefix: str = "") -> Iterator[tuple[str, ob
         if isinstance(field.default, msgspec.Struct):
             yield from keys(type(field.default), f"{field.encode_name}.")
         else:
-            yield prefix + field.encode_name, field.default
+            empty = field.default_factory is not msgspec.NODEFAULT
+            yield prefix + field.encode_name, () if empty else field.default
 
 
 def rows(title: str) -> dict[str, str]:

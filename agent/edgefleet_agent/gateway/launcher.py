@@ -13,6 +13,7 @@ from typing import NamedTuple
 import msgspec
 
 from edgefleet_agent.gateway.child import Child, describe
+from edgefleet_agent.gateway.dialer import Dialer
 from edgefleet_agent.gateway.link import Link
 from edgefleet_agent.gateway.spawner import Spawner
 from edgefleet_agent.ipc import frames
@@ -54,13 +55,15 @@ class Launcher:
 
         Args:
             spec: What to load.
-            files: Descriptors in the order of `spec.files`; they stay the caller's.
+            files: Descriptors in the order of `spec.files`, then that of the container's folder if
+                it is one; they stay the caller's.
             prove: Load, run golden vectors, report, exit.
             again: It takes the place of one that died: the worker hashes the files itself.
             measure: Time the golden inputs too.
         """
         loop = asyncio.get_running_loop()
         begun = time.monotonic()
+        dialer = Dialer(files[-1]) if spec.container else None
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
@@ -68,7 +71,12 @@ class Launcher:
             child = await self._spawner.spawn(theirs, spec.runtime)
         except UnavailableError as error:
             ours.close()
+            if dialer is not None:
+                dialer.close()
             return _failed("load_failed", str(error))
+        if dialer is not None:
+            files = [*files[:-1], dialer.theirs.fileno()]
+            child.ended.add_done_callback(lambda _: dialer.close())
         self.running.add(child)
         child.ended.add_done_callback(lambda _: self.running.discard(child))
         first: asyncio.Future[frames.Report | None] = loop.create_future()

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import msgspec
 
 from edgefleet_shared.errors import UnavailableError
-from edgefleet_shared.package import FileEntry, Fpga, Golden, Limits, TensorSpec
+from edgefleet_shared.package import FileEntry, Fpga, Golden, Limits, RuntimeNeed, TensorSpec
 from edgefleet_shared.processing import Processing
 
 MESSAGE_MAX_BYTES = 160 * 1024
@@ -33,6 +33,9 @@ class ModelSpec(msgspec.Struct, frozen=True):
     `placement` is what agentd chose to run it on: execution providers or delegates of this device
     by preference, with options from its own configuration. No package has a say in it, and it
     alone may hold a path. `cpu_fallback`: nodes that the accelerator cannot run may run on the CPU.
+
+    `container` is there for a container variant alone: its descriptors are followed by one of the
+    folder by which the container is reached, see `ipc.dial`.
     """
 
     model: str
@@ -53,11 +56,16 @@ class ModelSpec(msgspec.Struct, frozen=True):
     placement: dict[str, dict[str, str]] = {}
     fpga: Fpga | None = None
     processing: Processing | None = None
+    container: RuntimeNeed | None = None
 
     @property
     def descriptors(self) -> int:
-        """How many descriptors travel with it: one a file and, last, a core's register window."""
-        return len(self.files) + bool(self.fpga and self.fpga.registers)
+        """How many descriptors travel with it: one a file and, last, what the model is reached by.
+
+        That is a core's register window, or a container's folder.
+        """
+        by_hand = self.container is not None or bool(self.fpga and self.fpga.registers)
+        return len(self.files) + by_hand
 
 
 class Hello(msgspec.Struct, tag=True, frozen=True):

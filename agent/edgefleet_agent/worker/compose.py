@@ -12,6 +12,7 @@ RUNTIMES = {
     "onnxruntime": "edgefleet_agent.runtimes.onnx:OnnxRuntime",
     "litert": "edgefleet_agent.runtimes.litert:LiteRt",
     "registers": "edgefleet_agent.runtimes.registers:RegisterRuntime",
+    "container": "edgefleet_agent.runtimes.container:ContainerRuntime",
 }
 ACCELERATORS = {
     "cpu": "edgefleet_agent.accelerators.cpu:Cpu",

@@ -86,7 +86,7 @@ def _open(order: Order, files: Sequence[int]) -> Opened:
     if why_not := accelerator.compatible(spec):
         raise IncompatibleError(why_not, code="unsupported_accelerator")
     runtime = compose.runtime(spec.runtime)
-    package = files[: len(spec.files)]  # what follows is a register window
+    package = files[: len(spec.files)]  # what follows is a way to the model
     descriptors.check(spec, package, rehash=order.again)
     lint.check(spec, package)
     slot = accelerator.reserve(spec)

@@ -37,9 +37,12 @@ def main(fd: int) -> None:
     sandbox.die_with_parent(order.parent)
     sandbox.close_others([fd, *files])
     import_code(order)
-    sandbox.give_up_rights(len(files))
+    spec = order.spec
+    connections = spec.container.container.concurrency if spec.container else 0
+    sandbox.give_up_rights(len(files) + connections)
     sandbox.limit(order)
-    layers = sandbox.confine(files, fatal=order.prove)
+    reopened = files[: len(spec.files)] if spec.container else files  # no rule is for a socket
+    layers = sandbox.confine(reopened, fatal=order.prove)
     opened = _open_gently(order, files)
     for file in files:
         os.close(file)
@@ -48,11 +51,15 @@ def main(fd: int) -> None:
     if opened.session is not None and not order.prove:
         door = opened.door or opened.session
         answerer = Answerer(opened.session, door, Codec(order.spec))
-        Loop(sock, buffer, answerer, Pace(opened.runs), _pool(order, opened.session)).run()
+        pace = Pace(opened.runs, elsewhere=order.spec.container is not None)
+        Loop(sock, buffer, answerer, pace, _pool(order, opened.session)).run()
 
 
 def _pool(order: frames.Order, session: Session) -> Pool | None:
     """Return threads for as many runs at a time as there are cores for, None for one at a time."""
+    if order.spec.container is not None:
+        width = order.spec.container.container.concurrency  # its threads only wait
+        return Pool(width) if width > 1 else None
     width = len(os.sched_getaffinity(0)) // max(1, order.threads)
     return Pool(width) if width > 1 and getattr(session, "concurrent", False) else None
 
