@@ -203,5 +203,6 @@ def _gateway_command(config: Config) -> list[str]:
         "--max-body-bytes", str(inference.max_body_bytes),
         "--threads", str(inference.threads),
         "--orphan-timeout-s", str(inference.orphan_timeout_s),
+        "--grpc", inference.grpc,
         *(["--triton-metrics"] if inference.triton_metrics else []),
     ]  # fmt: skip

@@ -7,6 +7,7 @@ import os
 import platform
 import tomllib
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -31,6 +32,7 @@ class Inference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     timeout_s: Seconds = 30.0  # a request without a deadline of its own
     threads: Count = 1  # intra-op threads a worker
     max_body_bytes: Count = 64 * 1024 * 1024
+    grpc: str = ""  # loopback address of the gRPC door; '' = none, port 0 as for tcp
     triton_metrics: bool = False  # Triton's names among the metrics, unasked
     orphan_timeout_s: Annotated[float, Meta(ge=0)] = (
         0.0  # gateway ends after this long without agentd; 0 = serves on
@@ -186,6 +188,9 @@ def load(path: Path | None, environ: Mapping[str, str] = os.environ) -> Config:
     # Said here: in the gateway these would only show as a process that ends again and again.
     if config.inference.tcp:
         parse_address(config.inference.tcp)
+    if config.inference.grpc:
+        parse_address(config.inference.grpc)
+        _need_grpc()
     if len(os.fsencode(config.run / "control.sock")) > SOCKET_PATH_BYTES:
         raise InvalidInputError(
             f"{config.run} is too long a path for the sockets in it.",
@@ -193,6 +198,15 @@ def load(path: Path | None, environ: Mapping[str, str] = os.environ) -> Config:
             hint="Give a run_dir with a shorter path, under /run for example.",
         )
     return config
+
+
+def _need_grpc() -> None:
+    if find_spec("grpc") is None:
+        raise InvalidInputError(
+            "inference.grpc is set, and gRPC is not installed.",
+            code="configuration",
+            hint="Install the agent's extra edgefleet-agent[grpc].",
+        )
 
 
 def parse_address(text: str) -> tuple[str, int]:

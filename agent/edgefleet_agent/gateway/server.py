@@ -14,6 +14,7 @@ from typing import IO, NamedTuple
 
 from edgefleet_agent.config import parse_address
 from edgefleet_agent.gateway.control_server import ControlServer
+from edgefleet_agent.gateway.door import Door
 from edgefleet_agent.gateway.endpoints import Endpoints
 from edgefleet_agent.gateway.http import Connection
 from edgefleet_agent.gateway.intake import Intake
@@ -40,6 +41,7 @@ class Options(NamedTuple):
     threads: int
     orphan_timeout_s: float
     triton_metrics: bool
+    grpc: str
 
 
 def lock(run_dir: Path) -> IO[str]:
@@ -81,9 +83,11 @@ class Gateway:
         self._endpoints = Endpoints(self._plane, triton_metrics=options.triton_metrics)
         self._control = ControlServer(self._plane, self.shutdown, self._on_agents)
         self._servers: list[asyncio.Server] = []
+        self._door: Door | None = None
 
     async def run(self) -> None:
         """Serve until a signal, `Shutdown`, or too long a time without agentd."""
+        options = self._options
         sandbox.become_subreaper()
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, DESCRIPTORS), hard))
@@ -93,6 +97,8 @@ class Gateway:
         self._on_agents(0)
         self._control.listen(self._options.control)
         await self._listen()
+        if options.grpc:
+            self._door = Door(options.grpc, options.uds, options.max_body_bytes)
         await self._over.wait()
         await self._control.close()
 
@@ -156,6 +162,8 @@ class Gateway:
     async def _close(self) -> None:
         for server in self._servers:
             server.close()
+        if self._door is not None:
+            await self._door.close()  # its calls end by way of the connections below
         for connection in list(self._endpoints.connections):
             connection.close_when_idle()
         await self._plane.close(DRAIN_S)
