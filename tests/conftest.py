@@ -63,11 +63,9 @@ def dockerd():
 
 
 def pytest_collection_modifyitems(items):
-    """Keep a file's tests in one process, and all of one fleet's; skip what lacks its program."""
+    """Skip what lacks its program."""
     lacking = {marker: names for marker in PROGRAMS if (names := missing(marker))}
     for item in items:
-        group = "fleet" if "world" in item.fixturenames and "e2e" in item.nodeid else item.path
-        item.add_marker(pytest.mark.xdist_group(str(group)))
         for marker, names in lacking.items():
             if item.get_closest_marker(marker):
                 reason = f"{', '.join(names)} not on PATH: needs {marker}"
