@@ -1,4 +1,4 @@
-"""The commands: `run`, `enroll`, `renew`, `import-bundle`, `status`. Errors are one paragraph.
+"""The commands of a device; those that look at it are in `inspection`. Errors are one paragraph.
 
 Exit codes: 0 done, 1 it failed, 2 bad input or usage, 3 the fleet manager cannot be reached.
 """
@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from edgefleet_agent import __version__
+from edgefleet_agent import __version__, inspection
 from edgefleet_agent.config import Config, load
 from edgefleet_shared.errors import EdgeFleetError, InvalidInputError, UnavailableError
 
@@ -36,7 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
             return _renew(config, as_json=options.json)
         if options.command == "import-bundle":
             return _import(config, options.source, as_json=options.json)
-        return _status(config, as_json=options.json)
+        if options.command == "status":
+            return _status(config, as_json=options.json)
+        return int(options.run(config, options))
     except EdgeFleetError as error:
         return _fail(str(error), _status_of(error))
     except OSError as error:
@@ -74,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     bring.add_argument("--json", action="store_true", help="one JSON object")
     status = commands.add_parser("status", parents=[shared], help="show what runs here")
     status.add_argument("--json", action="store_true", help="one JSON object")
+    inspection.register(commands, shared)
     return parser
 
 

@@ -30,6 +30,7 @@ from edgefleet_agent.outbox import Outbox
 from edgefleet_agent.ports import Accelerator, Clock, Transport
 from edgefleet_agent.status import StatusFile
 from edgefleet_agent.store import Store
+from edgefleet_agent.swap_lock import SwapLock
 from edgefleet_agent.telemetry import Telemetry
 from edgefleet_agent.tls import Tls
 from edgefleet_agent.together import Together
@@ -119,7 +120,7 @@ def build(
         telemetry=Telemetry(outbox, stamp),
         gateway=gateway,
         security_floor=acceptance.security_floor,
-        together=Together(journal),
+        together=Together(journal, SwapLock(state).read),
         containers=containers.make(config, identity.fleet, identity.device),
         stamp=stamp,
         hardware=config.hardware_id,

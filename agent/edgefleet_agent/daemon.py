@@ -18,6 +18,7 @@ from edgefleet_agent.identity import Identity
 from edgefleet_agent.intake import Intake
 from edgefleet_agent.ipc import control
 from edgefleet_agent.ledger import Ledger
+from edgefleet_agent.locked import Locked
 from edgefleet_agent.notify import Notifier
 from edgefleet_agent.ports import Transport
 from edgefleet_agent.receiver import Receiver
@@ -25,6 +26,7 @@ from edgefleet_agent.renewer import Renewer
 from edgefleet_agent.reporting import Facts, Reporter, Sender
 from edgefleet_agent.slot import Quarantined, Recover, Slot
 from edgefleet_agent.status import StatusFile
+from edgefleet_agent.swap_lock import SwapLock
 from edgefleet_agent.toolbox import Toolbox
 from edgefleet_agent.trust.acceptance import Acceptance, Accepted
 from edgefleet_shared.errors import EdgeFleetError
@@ -94,6 +96,10 @@ class Daemon:
             parts.config.identity, parts.identity, parts.acceptance, parts.emitter,
             self._queue.put, self._renewal_ended,
         )  # fmt: skip
+
+        self._locked = Locked(
+            SwapLock(parts.config.state), parts.emitter, self._facts, self._slot_changed
+        )
 
     def gateway(self) -> GatewayClient:
         """Return the connection to the gateway, or raise `GatewayLostError`."""
@@ -213,6 +219,7 @@ class Daemon:
         now = time.monotonic()
         self._parts.notifier.alive()
         self._receiver.look()
+        self._locked.look()
         if now >= self._next_window:
             self._next_window = now + self._parts.config.telemetry.interval_s
             self._close_windows()

@@ -107,6 +107,26 @@ class Document(msgspec.Struct, frozen=True):
     slots: dict[str, SlotRecord] = {}
 
 
+def read_document(path: Path) -> Document:
+    """Return the journal as it lies on disk; an empty one where there is none.
+
+    Raises:
+        InvalidInputError: The file is there and damaged (code `journal_damaged`); nothing that
+            cannot be read is taken for empty.
+    """
+    data = durable.read_bytes(path)
+    try:
+        if data is None:
+            return Document()
+        return strict_json.decode(data, Document, max_bytes=MAX_BYTES, what="journal")
+    except InvalidInputError as error:
+        raise InvalidInputError(
+            f"The journal {path} is damaged: {error}",
+            code="journal_damaged",
+            hint="Move it away to start without models, then assign a version again.",
+        ) from error
+
+
 class Journal:
     """The document on disk, and in memory for readers in any thread.
 
@@ -114,27 +134,14 @@ class Journal:
         path: `<state_dir>/journal.json`.
 
     Raises:
-        InvalidInputError: The file is there and damaged (code `journal_damaged`); nothing that
-            cannot be read is taken for empty.
+        InvalidInputError: As `read_document`.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
         durable.sweep(path.parent)
-        data = durable.read_bytes(path)
-        try:
-            self._document = (
-                Document()
-                if data is None
-                else strict_json.decode(data, Document, max_bytes=MAX_BYTES, what="journal")
-            )
-        except InvalidInputError as error:
-            raise InvalidInputError(
-                f"The journal {path} is damaged: {error}",
-                code="journal_damaged",
-                hint="Move it away to start without models, then assign a version again.",
-            ) from error
+        self._document = read_document(path)
 
     @property
     def seq(self) -> int:

@@ -141,6 +141,15 @@ class Ledger:
                 detail=f"It was begun {MAX_ATTEMPTS} times and never came to an end.",
             )
 
+    def hold(self, reason: str, detail: str) -> None:
+        """Say why the deployment waits where it is; nothing is written if that is said already."""
+        before = self.deployment
+        if (before.reason, before.detail) == (reason, detail):
+            return
+        waiting = msgspec.structs.replace(before, seq=before.seq + 1, reason=reason, detail=detail)
+        self.write(deployment=waiting)
+        self.tell(Step.ACTIVATE, reason, detail, level="warning")
+
     def write(self, **changes: Any) -> None:
         """Replace fields of the record, durably."""
         self._journal.write(self.name, msgspec.structs.replace(self.record, **changes))

@@ -170,16 +170,12 @@ class Slot:
                 self._tidy()
                 return
             if deployment.target.mode == "stop":
-                self._end_serving()
+                if not self._end_serving():
+                    return
             elif deployment.state in _BEFORE_SWAP:
                 if self._is_current():
                     continue
-                if deployment.state is not _S.STAGED:
-                    self._release()
-                    self._staging.run()
-                elif self._tools.together.may_swap(self.ledger.name, lambda: self.put(Nudge())):
-                    self._activation.swap()
-                else:
+                if not self._towards_swap(deployment.state):
                     return
             elif deployment.state is _S.SWAPPING:
                 self._activation.swap()
@@ -188,6 +184,27 @@ class Slot:
                     self._standby_until = time.monotonic() + deployment.target.policy.standby_s
             else:
                 self._activation.roll_back(deployment.reason, deployment.detail)
+
+    def _towards_swap(self, state: DeploymentState) -> bool:
+        """Go a step towards the swap, or make it; return False while it has to wait."""
+        if state is not _S.STAGED:
+            self._release()
+            self._staging.run()
+        elif self._held() or not self._tools.together.may_swap(self.ledger.name, self._nudge):
+            return False
+        else:
+            self._activation.swap()
+        return True
+
+    def _nudge(self) -> None:
+        self.put(Nudge())
+
+    def _held(self) -> bool:
+        """Return whether the device's owner has locked it; say so, and come again when not."""
+        lock = self._tools.together.locked(self.ledger.name, self._nudge)
+        if lock is not None:
+            self.ledger.hold("locked", str(lock))
+        return lock is not None
 
     def _is_current(self) -> bool:
         serving, target = self.ledger.serving, self.ledger.deployment.target
@@ -224,9 +241,15 @@ class Slot:
         self.ledger.begin(target, self._next.blobs)
         self._next = None
 
-    def _end_serving(self) -> None:
-        """Mode `stop`: the same states, passed at once; there is nothing to watch."""
+    def _end_serving(self) -> bool:
+        """Mode `stop`: the same states, passed at once; there is nothing to watch.
+
+        Returns:
+            Whether it is done; False while the device is locked.
+        """
         ledger, serving = self.ledger, self.ledger.serving
+        if ledger.deployment.state in _BEFORE_SWAP and self._held():
+            return False
         if ledger.deployment.state not in {_S.SWAPPING, _S.PROBATION}:
             if ledger.deployment.state is not _S.ACCEPTED:
                 ledger.move(_E.RESUME)
@@ -242,6 +265,7 @@ class Slot:
             ledger.move(_E.SERVE, active=None, previous=None, receipt=receipt)
         self._activation.settle_receipt()
         ledger.move(_E.SUCCEED)
+        return True
 
     def _recover(self) -> None:
         """Before anything else: what was active serves, or what can be had instead."""

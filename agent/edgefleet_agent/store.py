@@ -19,6 +19,11 @@ RESERVE = 16 * 1024 * 1024
 """Bytes of the disk that packages never take: journal, floors and outbox must go on."""
 
 
+def blob_path(folder: Path, digest: str) -> Path:
+    """Return where a blob lies, or would lie, in the store at `folder`."""
+    return folder / "blobs" / "sha256" / _hex(digest)
+
+
 class Store:
     """Content-addressed blobs and the partial downloads beside them.
 
@@ -156,6 +161,16 @@ def hash_fd(fd: int) -> str:
         hasher.update(chunk)
         offset += len(chunk)
     return "sha256:" + hasher.hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """Return the digest of a file.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as file:
+        return hash_fd(file.fileno())
 
 
 def _hex(digest: str) -> str:

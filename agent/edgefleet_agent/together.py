@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Mapping
 
 from edgefleet_agent.journal import Journal, SlotRecord
+from edgefleet_agent.swap_lock import Lock
 from edgefleet_shared.messages import SlotAssignment
 from edgefleet_shared.states import DeploymentState
 
@@ -20,10 +21,11 @@ class Together:
 
     Args:
         journal: Where every slot stands.
+        lock: Gives the device owner's lock, by which none moves at all, or None.
     """
 
-    def __init__(self, journal: Journal) -> None:
-        self._journal = journal
+    def __init__(self, journal: Journal, lock: Callable[[], Lock | None]) -> None:
+        self._journal, self._lock_now = journal, lock
         self._lock = threading.Lock()
         self._wanted: dict[str, str] = {}
         self._waiting: dict[str, Callable[[], None]] = {}
@@ -49,6 +51,16 @@ class Together:
         with self._lock:
             self._waiting.pop(name, None)
         return True
+
+    def locked(self, name: str, nudge: Callable[[], None]) -> Lock | None:
+        """Return the owner's lock if it holds; `nudge` is then called when to ask again."""
+        with self._lock:
+            self._waiting[name] = nudge  # first, as above
+        lock = self._lock_now()
+        if lock is None:
+            with self._lock:
+                self._waiting.pop(name, None)
+        return lock
 
     def wake(self) -> None:
         """Let everyone who waits look again: something has changed."""

@@ -69,8 +69,7 @@ class FloorStore:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         durable.sweep(folder)
-        found = [slot for name in SLOTS if (slot := _read(folder / name))]
-        newest = max(found, key=lambda slot: slot.generation, default=None)
+        newest = _newest(folder)
         self._generation = newest.generation if newest else 0
         self.current = newest.floors if newest else None
 
@@ -86,6 +85,17 @@ class FloorStore:
         slot = _Slot(generation, _checksum(generation, floors), floors)
         durable.atomic_write(self._folder / SLOTS[generation % 2], strict_json.encode(slot))
         self._generation, self.current = generation, floors
+
+
+def read_floors(folder: Path) -> Floors | None:
+    """Return the newest readable floors without touching anything; None where none can be read."""
+    newest = _newest(folder)
+    return newest.floors if newest else None
+
+
+def _newest(folder: Path) -> _Slot | None:
+    found = [slot for name in SLOTS if (slot := _read(folder / name))]
+    return max(found, key=lambda slot: slot.generation, default=None)
 
 
 def _checksum(generation: int, floors: Floors) -> str:
