@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +140,38 @@ def greedy(megabytes: int) -> bytes:
         [_value("x", TensorProto.FLOAT, [1])],
         [_value("y", TensorProto.FLOAT, [1])],
         [size],
+    )
+
+
+def convolutions(seed: int = 0, layers: int = 11, channels: int = 256) -> bytes:
+    """X float [n, 3, 64, 64] -> y float [n, channels]; each layer beyond two has 2.4 MB (256)."""
+    rng = np.random.default_rng(seed)
+    nodes, constants, below = [], [], "x"
+    widths = [3, 64, *[channels] * (layers - 1)]
+    for index, (inward, outward) in enumerate(pairwise(widths)):
+        kernel = rng.standard_normal((outward, inward, 3, 3), np.float32) * np.float32(0.03)
+        constants += [
+            numpy_helper.from_array(kernel, f"w{index}"),
+            numpy_helper.from_array(np.zeros(outward, np.float32), f"b{index}"),
+        ]
+        stride = 2 if index in {0, 1, 2, 4} else 1
+        nodes += [
+            helper.make_node(
+                "Conv", [below, f"w{index}", f"b{index}"], [f"c{index}"],
+                pads=[1] * 4, strides=[stride] * 2,
+            ),
+            helper.make_node("Relu", [f"c{index}"], [f"r{index}"]),
+        ]  # fmt: skip
+        below = f"r{index}"
+    nodes += [
+        helper.make_node("GlobalAveragePool", [below], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["y"]),
+    ]
+    return _bytes(
+        nodes,
+        [_value("x", TensorProto.FLOAT, ["n", 3, 64, 64])],
+        [_value("y", TensorProto.FLOAT, ["n", channels])],
+        constants,
     )
 
 

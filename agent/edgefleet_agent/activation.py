@@ -13,6 +13,7 @@ from edgefleet_agent.gateway_client import GatewayLostError, GatewayRefusedError
 from edgefleet_agent.ipc.control import DigestStats
 from edgefleet_agent.journal import VersionRef
 from edgefleet_agent.ledger import Ledger
+from edgefleet_agent.loading import Loading
 from edgefleet_agent.recovery import last_good
 from edgefleet_agent.swapping import Kind, Reading, Swap
 from edgefleet_agent.toolbox import Toolbox
@@ -47,6 +48,7 @@ class Activation:
 
     def __init__(self, tools: Toolbox, ledger: Ledger, stop: threading.Event) -> None:
         self._tools, self._ledger, self._stop = tools, ledger, stop
+        self._loading = Loading(tools, ledger, stop)
         self._watch: _Watch | None = None
         self._back: Swap | None = None  # a way back that the journal does not show yet
 
@@ -63,7 +65,7 @@ class Activation:
         """
         spec = self._tools.spec(version)
         with self._tools.verified(spec) as fds:
-            outcome = self._tools.gateway().load(spec, fds)
+            outcome = self._loading.load(version, spec, fds)
             if outcome.ok:
                 self._tools.hold(spec)
                 self._ledger.ready_ms = outcome.ready_ms

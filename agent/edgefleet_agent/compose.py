@@ -25,9 +25,11 @@ from edgefleet_agent.gateway_link import GatewayLink
 from edgefleet_agent.identity import Identity
 from edgefleet_agent.inbox import Inbox
 from edgefleet_agent.journal import Journal
+from edgefleet_agent.measured import Measured
 from edgefleet_agent.notify import Notifier
 from edgefleet_agent.outbox import Outbox
 from edgefleet_agent.ports import Accelerator, Clock, Transport
+from edgefleet_agent.preparation import Prepared
 from edgefleet_agent.status import StatusFile
 from edgefleet_agent.store import Store
 from edgefleet_agent.swap_lock import SwapLock
@@ -111,9 +113,12 @@ def build(
     emitter, here = _emitter(outbox, stamp), look_around(config)
     store = Store(state / "store", config.store.max_bytes)
     journal = Journal(state / "journal.json")
+    software = _software()
     tools = Toolbox(
         journal=journal,
         store=store,
+        prepared=_prepared(config, f"{software}; {here.fingerprint}"),
+        measured=Measured(state / "measured.json", software),
         inbox=Inbox(state / "inbox", store),
         fetcher=_fetcher(config, store, identity, acceptance, emitter),
         outbox=outbox,
@@ -127,7 +132,8 @@ def build(
         machine=here,
         choices=ChoiceBook(state / "variants.json", here.fingerprint),
         threads=config.inference.threads,
-        software=_software(),
+        software=software,
+        reserve_kb=config.inference.memory_reserve_mb * 1024,
     )
     ways = transport or _transport(config, identity, boot)
     status = StatusFile(run, boot, identity.fleet, identity.device)
@@ -138,6 +144,10 @@ def build(
     told = _gateway_environ(environ)
     daemon = Daemon(parts, lambda events: GatewayLink(run, command, told, events))
     return daemon
+
+
+def _prepared(config: Config, made_by: str) -> Prepared:
+    return Prepared(config.state / "prepared", config.store.prepared_max_bytes, made_by)
 
 
 def _emitter(outbox: Outbox, stamp: Callable[[], str]) -> Emitter:

@@ -34,6 +34,7 @@ class Inference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_body_bytes: Count = 64 * 1024 * 1024
     grpc: str = ""  # loopback address of the gRPC door; '' = none, port 0 as for tcp
     triton_metrics: bool = False  # Triton's names among the metrics, unasked
+    memory_reserve_mb: Annotated[int, Meta(ge=0)] = 64  # a swap leaves so much memory available
     orphan_timeout_s: Annotated[float, Meta(ge=0)] = (
         0.0  # gateway ends after this long without agentd; 0 = serves on
     )
@@ -65,6 +66,9 @@ class Store(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         256  # slower than this for `fetch_stall_s` is given up and resumed
     )
     fetch_stall_s: Seconds = 30.0
+    prepared_max_bytes: Annotated[int, Meta(ge=0)] = (
+        2 * 1024**3  # for what the device makes of packages to load them fast; 0 = nothing
+    )
 
 
 class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

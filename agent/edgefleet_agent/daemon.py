@@ -342,6 +342,8 @@ class Daemon:
         if event.code == "sandbox":
             self._note_sandbox(event.message.split(", "))
             return
+        if event.code == "prepared_unused":
+            self._parts.tools.prepared.forget_package(event.digest)
         self._parts.emitter.tell(
             Step.INFER,
             event.code,

@@ -13,6 +13,7 @@ from edgefleet_agent.errors import DeploymentError, ProofError
 from edgefleet_agent.ipc.control import ModelSpec, Outcome
 from edgefleet_agent.journal import VersionRef
 from edgefleet_agent.ledger import Ledger
+from edgefleet_agent.loading import Loading
 from edgefleet_agent.measuring import StoppedError, measure, taken
 from edgefleet_agent.quarantine import after_failure, barred
 from edgefleet_agent.toolbox import Toolbox
@@ -41,6 +42,7 @@ class Staging:
 
     def __init__(self, tools: Toolbox, ledger: Ledger, stop: threading.Event) -> None:
         self._tools, self._ledger, self._stop = tools, ledger, stop
+        self._loading = Loading(tools, ledger, stop)
 
     def run(self) -> bool:
         """Go from `accepted` to `staged`.
@@ -161,11 +163,14 @@ class Staging:
         spec = self._tools.spec(version)
         with self._tools.verified(spec) as fds:
             self._ledger.move(_E.PREPARE)
-            self._tell(self._tools.gateway().prove(spec, fds), Step.PROVE)
+            proof = self._loading.prove(version, spec, fds)
+            if proof.code == "canceled":
+                return False
+            self._tell(proof, Step.PROVE)
             if self._stop.is_set():
                 return False
-            self._load(spec, fds)
-        return True
+            self._load(version, spec, fds)
+        return not self._stop.is_set()
 
     def _choose_and_load(self, version: VersionRef) -> bool:
         """Measure what fits, take the best, and the next one where that cannot be loaded."""
@@ -189,7 +194,7 @@ class Staging:
             spec = self._tools.spec(staged)
             try:
                 with self._tools.verified(spec) as fds:
-                    self._load(spec, fds)
+                    self._load(staged, spec, fds)
                 break
             except ProofError as error:
                 if variant == choice.order[-1]:
@@ -216,8 +221,11 @@ class Staging:
             refused=choice.refused,
         )
 
-    def _load(self, spec: ModelSpec, fds: list[int]) -> None:
-        outcome = self._tools.gateway().load(spec, fds)
+    def _load(self, version: VersionRef, spec: ModelSpec, fds: list[int]) -> None:
+        self._loading.prepare(version, spec, fds)
+        if self._stop.is_set():
+            return
+        outcome = self._loading.load(version, spec, fds)
         self._tell(outcome, Step.PREPARE)
         self._tools.hold(spec)
         self._ledger.tell_share(spec.accelerator, outcome.accelerated_pct)

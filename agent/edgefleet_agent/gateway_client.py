@@ -6,6 +6,7 @@ import itertools
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -18,6 +19,9 @@ from edgefleet_shared.errors import UnavailableError
 R = TypeVar("R", bound=control.Reply)
 CALL_S = 20.0
 CONNECT_S = 5.0
+STOP_LOOK_S = 0.05
+PREPARE_LOADS = 4
+"""Preparing loads several times, and slowly."""
 
 
 class GatewayLostError(UnavailableError):
@@ -70,11 +74,27 @@ class GatewayClient:
             raise
 
     def prove(
-        self, spec: control.ModelSpec, fds: Sequence[int], *, measure: bool = False
+        self,
+        spec: control.ModelSpec,
+        fds: Sequence[int],
+        *,
+        measure: bool = False,
+        stop: threading.Event | None = None,
     ) -> control.Outcome:
-        """Load and judge in a throw-away process, and time it; the outcome may be negative."""
+        """Load and judge in a throw-away process, and time it; the outcome may be negative.
+
+        Once `stop` is set, the process is ended; the outcome's code then is `canceled`.
+        """
         request = control.Prove(self._id(), spec, measure)
-        return self.call(request, control.Outcome, fds, deadline_s=_load_s(spec))
+        return self.call(request, control.Outcome, fds, deadline_s=_load_s(spec), stop=stop)
+
+    def prepare(
+        self, spec: control.ModelSpec, fds: Sequence[int], max_bytes: int, stop: threading.Event
+    ) -> control.Outcome:
+        """Make the prepared form in a throw-away process; `stop` as for `prove`."""
+        request = control.Prepare(self._id(), spec, max_bytes)
+        deadline_s = PREPARE_LOADS * _load_s(spec)
+        return self.call(request, control.Outcome, fds, deadline_s=deadline_s, stop=stop)
 
     def load(self, spec: control.ModelSpec, fds: Sequence[int]) -> control.Outcome:
         """Start a worker beside those that serve; the outcome may be negative."""
@@ -115,6 +135,7 @@ class GatewayClient:
         kind: type[R],
         fds: Sequence[int] = (),
         deadline_s: float = CALL_S,
+        stop: threading.Event | None = None,
     ) -> R:
         """Send a request and return its reply.
 
@@ -130,7 +151,7 @@ class GatewayClient:
                 raise GatewayLostError("The gateway is gone.")
             with self._sending:
                 control.send(self._socket, request, fds)
-            if not waiting.done.wait(deadline_s):
+            if not self._wait(waiting, request, deadline_s, stop):
                 self.close()
                 raise GatewayLostError(
                     f"The gateway has not answered {type(request).__name__} for {deadline_s:.0f} s."
@@ -142,6 +163,26 @@ class GatewayClient:
             with self._lock:
                 self._waiting.pop(request.id, None)
         return _expect(waiting.reply, kind, request)
+
+    def _wait(
+        self,
+        waiting: _Waiting,
+        request: control.Request,
+        deadline_s: float,
+        stop: threading.Event | None,
+    ) -> bool:
+        """Wait for a reply; once `stop` is set, ask the gateway to end what it does."""
+        if stop is None or not isinstance(request, control.Prove | control.Prepare):
+            return waiting.done.wait(deadline_s)
+        ends = time.monotonic() + deadline_s
+        while time.monotonic() < ends:
+            if waiting.done.wait(STOP_LOOK_S):
+                return True
+            if stop.is_set():
+                with self._sending:
+                    control.send(self._socket, control.Cancel(self._id(), request.spec.digest))
+                return waiting.done.wait(CALL_S)
+        return False
 
     def close(self) -> None:
         """Close the connection; the gateway serves on."""

@@ -36,11 +36,12 @@ def measure(tools: Toolbox, version: VersionRef, stop: threading.Event) -> Choic
         spec = tools.spec(taken(version, variant.id))
         try:
             with tools.verified(spec) as fds:
-                outcome = tools.gateway().prove(spec, fds, measure=True)
+                outcome = tools.gateway().prove(spec, fds, measure=True, stop=stop)
         except IncompatibleError as error:  # docker is away: another variant may run
             outcome = Outcome(0, ok=False, code=error.code, message=str(error))
         if stop.is_set():
             raise StoppedError
+        tools.measured.note(taken(version, variant.id), outcome)
         return outcome
 
     return choose(version.digest, found, refused, tools.choices, prove)

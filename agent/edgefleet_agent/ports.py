@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -128,6 +128,36 @@ class Runtime(Protocol):
         """
 
 
+@runtime_checkable
+class Preparing(Protocol):
+    """What a runtime has that can bring a model into a form which this machine loads faster."""
+
+    def prepare(
+        self,
+        spec: ModelSpec,
+        files: Sequence[int],
+        provider_options: Mapping[str, Mapping[str, str]],
+        targets: Sequence[int],
+    ) -> None:
+        """Write the form into `control.PREPARED_FILES` empty, writable descriptors.
+
+        Raises:
+            RuntimeError: It cannot be made of this model.
+        """
+
+    def open_prepared(
+        self,
+        spec: ModelSpec,
+        prepared: Sequence[int],
+        provider_options: Mapping[str, Mapping[str, str]],
+    ) -> Session:
+        """Load what `prepare` wrote for the same `spec`, on this machine, by the same version.
+
+        Raises:
+            RuntimeError: It cannot be loaded; the package itself can be, perhaps.
+        """
+
+
 class Accelerator(Protocol):
     """One physical device or region that models run on."""
 
@@ -141,6 +171,22 @@ class Accelerator(Protocol):
 
     def providers(self, spec: ModelSpec) -> Mapping[str, Mapping[str, str]]:
         """Return the execution providers to open `spec` with, and their options."""
+
+    def prepare(self, spec: ModelSpec, files: Sequence[int], targets: Sequence[int]) -> bool:
+        """Make of `spec` what this hardware needs, at idle priority, in a throw-away process.
+
+        Args:
+            spec: What shall run here.
+            files: Its descriptors.
+            targets: `control.PREPARED_FILES` empty descriptors to write it into. They come back,
+                to read, after `files` when the slot is programmed.
+
+        Returns:
+            Whether there was something to make; if not, the runtime may prepare the model itself.
+
+        Raises:
+            RuntimeError: It cannot be made of this model.
+        """
 
     def reserve(self, spec: ModelSpec) -> str:
         """Return a slot for `spec`.

@@ -18,6 +18,7 @@ from edgefleet_agent.healing import Healing
 from edgefleet_agent.ipc.control import Event
 from edgefleet_agent.journal import VersionRef
 from edgefleet_agent.ledger import Ledger
+from edgefleet_agent.loading import Loading
 from edgefleet_agent.probation import Verdict
 from edgefleet_agent.toolbox import Toolbox
 from edgefleet_shared.errors import EdgeFleetError
@@ -89,6 +90,7 @@ class Slot:
         self._forbidden: set[str] = set()
         self.recovered = threading.Event()
         self._staging = Staging(tools, ledger, self._stop)
+        self._loading = Loading(tools, ledger, self._stop)
         self._activation = Activation(tools, ledger, self._stop)
         self._healing = Healing(tools, ledger, self._activation, self._stop)
         self._thread = threading.Thread(target=self._run, name=f"slot-{ledger.name}", daemon=True)
@@ -327,6 +329,21 @@ class Slot:
         self._release()
         self._tidy_containers()
         self._tools.store.collect(self._tools.journal.needs())
+        self._prepare_again()
+
+    def _prepare_again(self) -> None:
+        """Make the prepared form of what serves where it was lost, or other software is here."""
+        serving = self.ledger.serving
+        if serving is None or not self._tools.prepared.lacks(serving):
+            return
+        try:
+            spec = self._tools.spec(serving)
+            with self._tools.verified(spec) as fds:
+                self._loading.prepare(serving, spec, fds)
+        except GatewayLostError:
+            raise
+        except EdgeFleetError as error:  # it serves on all the same
+            self.ledger.tell(Step.PREPARE, error.code, str(error), level="warning")
 
     def _tidy_containers(self) -> None:
         """Remove this slot's containers that no worker speaks to, and images that no slot needs."""

@@ -14,7 +14,9 @@ from edgefleet_agent.gateway_client import GatewayClient
 from edgefleet_agent.inbox import Inbox
 from edgefleet_agent.ipc.control import MAX_FDS, ModelSpec
 from edgefleet_agent.journal import Journal, VersionRef
+from edgefleet_agent.measured import Measured
 from edgefleet_agent.outbox import Outbox
+from edgefleet_agent.preparation import Prepared
 from edgefleet_agent.store import Store
 from edgefleet_agent.telemetry import Telemetry
 from edgefleet_agent.together import Together
@@ -30,6 +32,8 @@ class Toolbox(NamedTuple):
     Attributes:
         journal: Where every slot stands.
         store: Blobs on disk.
+        prepared: What the device has made of packages, to load them fast.
+        measured: What loading them has taken here.
         inbox: Blobs that came by hand.
         fetcher: Brings blobs into the store.
         outbox: Takes receipts.
@@ -44,10 +48,13 @@ class Toolbox(NamedTuple):
         choices: Which variants were chosen, and by what numbers.
         threads: Intra-op threads a worker.
         software: Agent and runtimes that are here, with their versions.
+        reserve_kb: Memory that a swap leaves available.
     """
 
     journal: Journal
     store: Store
+    prepared: Prepared
+    measured: Measured
     inbox: Inbox
     fetcher: Fetcher
     outbox: Outbox
@@ -62,6 +69,7 @@ class Toolbox(NamedTuple):
     choices: ChoiceBook
     threads: int
     software: str
+    reserve_kb: int
 
     def why_not_serve(self, model: str, release_counter: int) -> str:
         """Return '' if a version may serve by today's floors, else the code why not."""

@@ -272,7 +272,7 @@ def test_the_gateway_outlives_agentd(gateway, tmp_path):
     state = gateway.control.ask(control.Hello)
     assert state.boot == boot
     assert state.workers == [
-        control.WorkerInfo("m", "1.0.0", one.spec.digest, "active", outcome.pid)
+        control.WorkerInfo("m", "1.0.0", one.spec.digest, "active", outcome.pid, 100)
     ]
     assert gateway.control.load(one).pid == outcome.pid
 

@@ -176,7 +176,7 @@ class FakeGateway:
         if name == "Shutdown":
             self.close()
 
-    def _reply(self, name: str, request, files: int) -> control.Reply:
+    def _reply(self, name: str, request, files: int) -> control.Reply:  # noqa: C901 - a table
         digest = getattr(request, "digest", "") or getattr(
             getattr(request, "spec", None), "digest", ""
         )
@@ -190,6 +190,10 @@ class FakeGateway:
                     for d, x in self._loaded.items()
                 ]
                 return control.GatewayState(request.id, os.getpid(), self._boot, workers)
+            case control.Prepare():
+                return control.Outcome(request.id, ok=False, code="does_not_pay")
+            case control.Cancel():
+                self.let_go("Prove")
             case control.Prove() | control.Load():
                 return self._load(request, digest, files)
             case control.Flip():

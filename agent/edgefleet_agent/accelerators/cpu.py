@@ -40,6 +40,11 @@ class Cpu:
         del spec
         return {"CPUExecutionProvider": {}}
 
+    def prepare(self, spec: ModelSpec, files: Sequence[int], targets: Sequence[int]) -> bool:
+        """Return False: a processor needs nothing beyond what the runtime makes for it."""
+        del spec, files, targets
+        return False
+
     def reserve(self, spec: ModelSpec) -> str:
         """Return the slot, which is named after the digest."""
         self._slots.add(spec.digest)

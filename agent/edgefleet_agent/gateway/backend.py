@@ -8,6 +8,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+import msgspec
+
 from edgefleet_agent.gateway.child import Child
 from edgefleet_agent.gateway.counters import Counters
 from edgefleet_agent.gateway.launcher import Started
@@ -119,6 +121,14 @@ class Backend:
         """Count a respawn that did not come up as one more crash."""
         self._deaths.append(time.monotonic())
         self.counters.crashes += 1
+
+    def forgo_prepared(self) -> None:
+        """Start the worker from the package itself from now on."""
+        own = len(self.files) - self.spec.prepared_files
+        for fd in self.files[own:]:
+            os.close(fd)
+        del self.files[own:]
+        self.spec = msgspec.structs.replace(self.spec, prepared=None)
 
     @property
     def crash_looping(self) -> bool:

@@ -131,16 +131,8 @@ class Client:
         plane = self._server.plane
         number = message.id
         reply: control.Reply
-        if isinstance(message, control.Prove | control.Load):
-            if len(files) != message.spec.descriptors:
-                _close(files)
-                text = f"{len(files)} descriptors came for {message.spec.descriptors}."
-                reply = control.Outcome(number, ok=False, code="load_failed", message=text)
-            elif isinstance(message, control.Prove):
-                reply = await plane.prove(number, message.spec, files, measure=message.measure)
-            else:
-                reply = await plane.load(number, message.spec, files)
-            self.send(reply)
+        if isinstance(message, control.Prove | control.Prepare | control.Load):
+            self.send(await self._with_files(message, files))
             return
         _close(files)
         if isinstance(message, control.Hello):
@@ -153,12 +145,31 @@ class Client:
             reply = plane.unroute(number, message.model)
         elif isinstance(message, control.Release):
             reply = await plane.release(number, message.digest, message.drain_s)
+        elif isinstance(message, control.Cancel):
+            reply = plane.cancel(number, message.digest)
         elif isinstance(message, control.Stats):
             reply = control.StatsReply(number, plane.stats())
         else:
             await self._server.shutdown()
             reply = control.Outcome(number, ok=True)
         self.send(reply)
+
+    async def _with_files(
+        self, message: control.Prove | control.Prepare | control.Load, files: list[int]
+    ) -> control.Reply:
+        """Do what descriptors came for."""
+        plane, number, spec = self._server.plane, message.id, message.spec
+        making = isinstance(message, control.Prepare)
+        due = spec.descriptors + (control.PREPARED_FILES if making else 0)
+        if len(files) != due:
+            _close(files)
+            text = f"{len(files)} descriptors came for {due} files."
+            return control.Outcome(number, ok=False, code="load_failed", message=text)
+        if isinstance(message, control.Prepare):
+            return await plane.prove(number, spec, files, prepare_bytes=message.max_bytes)
+        if isinstance(message, control.Prove):
+            return await plane.prove(number, spec, files, measure=message.measure)
+        return await plane.load(number, spec, files)
 
     def send(self, message: control.Message) -> None:
         """Send, or keep until the client reads; a client that never reads is cut off."""

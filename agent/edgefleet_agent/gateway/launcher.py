@@ -8,7 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -23,6 +23,8 @@ from edgefleet_shared.errors import UnavailableError
 _BUFFER_BYTES = 1 << 20
 _FIRST_PACKET = 64 * 1024
 _EXIT_S = 2.0
+PREPARE_LOADS = 4
+"""Preparing loads the package twice and its form once, at idle priority."""
 _LONGEST_ANSWER = 2**30  # bytes; nor can an answer be larger than the worker's memory
 
 
@@ -50,6 +52,8 @@ class Launcher:
         prove: bool = False,
         again: bool = False,
         measure: bool = False,
+        prepare_bytes: int = 0,
+        cancel: asyncio.Future[None] | None = None,
     ) -> Started:
         """Start a worker. Never raises for a bad model or a dead worker: the report says it.
 
@@ -60,6 +64,8 @@ class Launcher:
             prove: Load, run golden vectors, report, exit.
             again: It takes the place of one that died: the worker hashes the files itself.
             measure: Time the golden inputs too.
+            prepare_bytes: As in `frames.Order`; with `prove`.
+            cancel: Once it is done, the worker is ended.
         """
         loop = asyncio.get_running_loop()
         begun = time.monotonic()
@@ -84,19 +90,25 @@ class Launcher:
         link = Link(lambda frame: _on_report(first, frame), lambda: _on_lost(first), longest)
         threads = max(1, min(spec.threads, self._threads))
         spec = msgspec.structs.replace(spec, threads=threads)
-        order = frames.Order(spec, prove, threads, os.getpid(), again, measure)
+        order = frames.Order(
+            spec, prove, threads, os.getpid(), again, measure=measure, prepare_bytes=prepare_bytes
+        )
         rest = _send_order(ours, order, files)
         ours.setblocking(False)
         await loop.create_connection(lambda: link, sock=ours)
         if rest:
             link.send(rest, b"")
-        left = spec.limits.load_s - (time.monotonic() - begun)
-        done, _ = await asyncio.wait([first], timeout=max(0.0, left))
-        if not done:
+        patience = spec.limits.load_s * (PREPARE_LOADS if prepare_bytes else 1)
+        left = patience - (time.monotonic() - begun)
+        awaited: list[asyncio.Future[Any]] = [first, cancel] if cancel else [first]
+        await asyncio.wait(awaited, timeout=max(0.0, left), return_when=asyncio.FIRST_COMPLETED)
+        if not first.done():
             child.kill()
             link.close()
             await child.ended
-            return _failed("load_timeout", f"It was not ready after {spec.limits.load_s} s.")
+            if cancel is not None and cancel.done():
+                return _failed("canceled", "It was told to stop.")
+            return _failed("load_timeout", f"It was not ready after {patience} s.")
         report = first.result()
         if report is None:
             return _died(await child.end(_EXIT_S))

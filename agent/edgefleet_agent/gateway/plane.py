@@ -42,6 +42,7 @@ class Plane:
         self._loading: dict[str, asyncio.Task[Report]] = {}
         self._counters: dict[str, Counters] = {}
         self._closing = False
+        self._throw_away: dict[str, set[asyncio.Future[None]]] = {}
         self.backends: dict[str, Backend] = {}
         self.router = Router(queue_limit, timeout_s, hung=Backend.kill)
         self.on_event: Callable[[Event], None] = lambda _: None
@@ -50,15 +51,41 @@ class Plane:
     # ------------------------------------------------------------------- loading
 
     async def prove(
-        self, number: int, spec: ModelSpec, files: list[int], *, measure: bool = False
+        self,
+        number: int,
+        spec: ModelSpec,
+        files: list[int],
+        *,
+        measure: bool = False,
+        prepare_bytes: int = 0,
     ) -> Outcome:
-        """Load in a throw-away worker; the descriptors are closed."""
+        """Load, or prepare, in a throw-away worker; the descriptors are closed."""
+        cancel: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._throw_away.setdefault(spec.digest, set()).add(cancel)
         try:
-            started = await self._launcher.launch(spec, files, prove=True, measure=measure)
+            started = await self._launcher.launch(
+                spec,
+                files,
+                prove=True,
+                measure=measure,
+                prepare_bytes=prepare_bytes,
+                cancel=cancel,
+            )
         finally:
             _close(files)
-        self._note_sandbox(spec, started.report)
+            self._throw_away[spec.digest].discard(cancel)
+            if not self._throw_away[spec.digest]:
+                del self._throw_away[spec.digest]
+        if not prepare_bytes:
+            self._note_sandbox(spec, started.report)
         return _outcome(number, started.report, 0)
+
+    def cancel(self, number: int, digest: str) -> Outcome:
+        """End the throw-away workers of a digest."""
+        for cancel in self._throw_away.get(digest, ()):
+            if not cancel.done():
+                cancel.set_result(None)
+        return Outcome(number, ok=True)
 
     async def load(self, number: int, spec: ModelSpec, files: list[int]) -> Outcome:
         """Start a worker; the descriptors are kept for as long as the digest is loaded."""
@@ -199,6 +226,8 @@ class Plane:
             route = self._route_of(backend)
             if started.link is not None:
                 backend.attach(started)
+                if backend.spec.prepared and not started.report.prepared:
+                    self._tell("prepared_unused", backend, started.report.note)
                 if route is None:
                     await self._forget(backend)
                     return
@@ -210,6 +239,7 @@ class Plane:
                 self.router.resume(route)
                 return
             backend.failed_to_start()
+            backend.forgo_prepared()  # perhaps it is the form that is at fault
             self._tell("worker_died", backend, f"No restart: {started.report.message}")
             if route is None:
                 return
@@ -305,7 +335,7 @@ def _outcome(number: int, report: Report, pid: int) -> Outcome:
     return Outcome(
         number, report.ok, report.code, report.message, report.load_ms, report.golden_ms,
         report.ready_ms, report.memory_kb, pid, report.sandbox, report.accelerated_pct,
-        report.median_us,
+        report.median_us, report.peak_kb, report.prepared, report.note, report.maker,
     )  # fmt: skip
 
 

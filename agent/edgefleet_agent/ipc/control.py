@@ -22,9 +22,29 @@ from edgefleet_shared.processing import Processing
 
 MESSAGE_MAX_BYTES = 160 * 1024
 MAX_FDS = 250
+PREPARED_FILES = 2
+"""How many files a prepared form has: the graph, and its weights."""
 
 LAYERS = ("rlimits", "no_new_privs", "no_capabilities", "landlock", "seccomp")
 """What a worker should be shut in by; `netns` comes on top where privilege allows it."""
+
+
+class PreparedFile(msgspec.Struct, frozen=True):
+    """One file of a prepared form: digest and size in bytes."""
+
+    digest: str
+    size: int
+
+
+class PreparedForm(msgspec.Struct, frozen=True):
+    """What this device has made of a package for itself; its descriptors follow the package's.
+
+    `maker` is the runtime with its version, as `Runtime.name` and `version()` say: another one does
+    not open it. It is an aid and never trusted: where it cannot be used, the package itself is.
+    """
+
+    maker: str
+    files: list[PreparedFile]
 
 
 class ModelSpec(msgspec.Struct, frozen=True):
@@ -57,15 +77,22 @@ class ModelSpec(msgspec.Struct, frozen=True):
     fpga: Fpga | None = None
     processing: Processing | None = None
     container: RuntimeNeed | None = None
+    prepared: PreparedForm | None = None
 
     @property
     def descriptors(self) -> int:
-        """How many descriptors travel with it: one a file and, last, what the model is reached by.
+        """How many descriptors travel with it.
 
-        That is a core's register window, or a container's folder.
+        One a file; what the model is reached by, a core's register window or a container's folder;
+        last, those of the prepared form.
         """
         by_hand = self.container is not None or bool(self.fpga and self.fpga.registers)
-        return len(self.files) + by_hand
+        return len(self.files) + by_hand + self.prepared_files
+
+    @property
+    def prepared_files(self) -> int:
+        """How many of the descriptors, the last ones, are the prepared form's."""
+        return len(self.prepared.files) if self.prepared else 0
 
 
 class Hello(msgspec.Struct, tag=True, frozen=True):
@@ -83,6 +110,27 @@ class Prove(msgspec.Struct, tag=True, frozen=True):
     id: int
     spec: ModelSpec
     measure: bool = False
+
+
+class Prepare(msgspec.Struct, tag=True, frozen=True):
+    """Make the package's prepared form in a throw-away process. Answered by `Outcome`.
+
+    After the package's descriptors come `PREPARED_FILES` empty files, open for writing, of which
+    each may grow to `max_bytes`. Code `does_not_pay`: loading it as it is takes as little time;
+    `nothing_to_prepare`: its runtime knows no such form; `prepared_differs`: the form answers
+    otherwise than the package.
+    """
+
+    id: int
+    spec: ModelSpec
+    max_bytes: int
+
+
+class Cancel(msgspec.Struct, tag=True, frozen=True):
+    """End what proves or prepares `digest`; that request's outcome has the code `canceled`."""
+
+    id: int
+    digest: str
 
 
 class Load(msgspec.Struct, tag=True, frozen=True):
@@ -141,10 +189,12 @@ class Outcome(msgspec.Struct, tag=True, frozen=True):
     """How a request ended; `code` and `message` are for a report.
 
     Codes of Prove and Load: `load_failed`, `golden_mismatch`, `load_timeout`, `out_of_memory`,
-    `crashed`, `sandbox_violation`, `unsupported_runtime`, `unsupported_accelerator`, and those of
-    the lint. Times are milliseconds, memory the worker's private kilobytes; `sandbox` names the
-    layers that the worker was shut in by. `accelerated_pct` is the share of the model's nodes on
-    the variant's accelerator (-1 = not known), `median_us` the median run of a proof that measured.
+    `crashed`, `canceled`, `sandbox_violation`, `unsupported_runtime`, `unsupported_accelerator`,
+    and those of the lint. Times are milliseconds, memory the worker's private kilobytes and the
+    most anonymous memory that loading took; `sandbox` names the layers that the worker was shut in
+    by. `accelerated_pct` is the share of the model's nodes on the variant's accelerator (-1 = not
+    known), `median_us` the median run of a proof that measured. `prepared`: the prepared form is
+    what was loaded; `note` says why not, where there was one; `maker` is what has made a form.
     """
 
     id: int
@@ -159,6 +209,10 @@ class Outcome(msgspec.Struct, tag=True, frozen=True):
     sandbox: list[str] = []
     accelerated_pct: int = -1
     median_us: int = 0
+    peak_kb: int = 0
+    prepared: bool = False
+    note: str = ""
+    maker: str = ""
 
 
 class Flipped(msgspec.Struct, tag=True, frozen=True):
@@ -242,7 +296,8 @@ class GatewayState(msgspec.Struct, tag=True, frozen=True):
 class Event(msgspec.Struct, tag=True, frozen=True):
     """Something happened in the gateway: a worker died or came back, or what it runs on changed.
 
-    The codes: `worker_died`, `restarted`, `quarantined`, `sandbox`, `cpu_fallback`.
+    The codes: `worker_died`, `restarted`, `quarantined`, `sandbox`, `cpu_fallback`,
+    `prepared_unused` (a worker was restarted without the prepared form, which cannot be used).
 
     `quarantined` comes after three crashes within a minute: the digest is not restarted, and the
     route has moved to the standby where there is one (`fallback`, else ''). `sandbox` comes when
@@ -258,7 +313,7 @@ class Event(msgspec.Struct, tag=True, frozen=True):
     fallback: str = ""
 
 
-Request = Hello | Prove | Load | Flip | Unroute | Release | Stats | Shutdown
+Request = Hello | Prove | Prepare | Cancel | Load | Flip | Unroute | Release | Stats | Shutdown
 Reply = Outcome | Flipped | StatsReply | GatewayState
 Message = Request | Reply | Event
 

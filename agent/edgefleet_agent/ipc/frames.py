@@ -44,6 +44,8 @@ class Order(msgspec.Struct, frozen=True):
 
     `parent` is the gateway's pid: the worker dies with it. `again`: it takes the place of one that
     died, and nobody has hashed the files since. `measure`: time the golden inputs as well.
+    `prepare_bytes`: make the prepared form instead, into the descriptors after the package's, none
+    longer than this.
     """
 
     spec: ModelSpec
@@ -52,6 +54,7 @@ class Order(msgspec.Struct, frozen=True):
     parent: int
     again: bool = False
     measure: bool = False
+    prepare_bytes: int = 0
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -70,12 +73,19 @@ class Report(msgspec.Struct, frozen=True):
     sandbox: list[str] = []
     accelerated_pct: int = -1
     median_us: int = 0
+    peak_kb: int = 0
+    prepared: bool = False
+    note: str = ""
+    maker: str = ""
 
     def bounded(self) -> Report:
         """Return the report with short texts, and numbers that every reader can hold."""
-        numbers = ("load_ms", "golden_ms", "ready_ms", "memory_kb", "median_us")
+        numbers = ("load_ms", "golden_ms", "ready_ms", "memory_kb", "median_us", "peak_kb")
         return Report(
             ok=self.ok,
+            prepared=self.prepared,
+            note=self.note[:400],
+            maker=self.maker[:100],
             code=self.code[:64],
             message=self.message[:2000],
             sandbox=[layer[:40] for layer in self.sandbox[:16]],

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import mmap
+import os
 import posixpath
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib import import_module
 
 import numpy as np
@@ -83,7 +85,15 @@ class OnnxRuntime:
             IncompatibleError: Nodes would run on the CPU, which the package forbids
                 (`cpu_fallback`).
         """
-        options = session_options(spec)
+        return self._open(spec, files, provider_options, session_options(spec))
+
+    def _open(
+        self,
+        spec: ModelSpec,
+        files: Sequence[int],
+        provider_options: Mapping[str, Mapping[str, str]],
+        options: ort.SessionOptions,
+    ) -> OnnxSession:
         arguments = _place(options, provider_options)
         names: list[str] = []
         mappings: list[mmap.mmap] = []
@@ -96,23 +106,74 @@ class OnnxRuntime:
             options.add_external_initializers_from_files_in_memory(
                 names, mappings, [len(mapping) for mapping in mappings]
             )
-        try:
-            # Without `enable_fallback` a provider that fails is an error, not a line on stdout.
-            session = ort.InferenceSession(
-                f"/proc/self/fd/{model}", options, enable_fallback=0, **arguments
-            )
-        except Exception as error:  # onnxruntime's errors share no base but Exception
-            if "fallback to CPU EP has been explicitly disabled" in str(error):
-                raise IncompatibleError(
-                    "Some nodes of the model cannot run on the accelerator, and the package "
-                    "forbids the CPU.",
-                    code="cpu_fallback",
-                ) from error
-            raise RuntimeError(f"onnxruntime cannot load it: {_first_line(error)}") from error
+        session = _load(model, options, arguments)
         wanted = [name for name in provider_options if name != providers.CPU]
         if wanted and not {*wanted} & {*session.get_providers()}:
             raise RuntimeError(f"onnxruntime could not start {' or '.join(wanted)} here.")
         return OnnxSession(session, mappings, _share(session, wanted or [providers.CPU]))
+
+    def prepare(
+        self,
+        spec: ModelSpec,
+        files: Sequence[int],
+        provider_options: Mapping[str, Mapping[str, str]],
+        targets: Sequence[int],
+    ) -> None:
+        """Write the optimised graph, and beside it the weights as the kernels want them.
+
+        Raises:
+            RuntimeError: It is not for the processor alone, or cannot be written.
+        """
+        if set(provider_options) != {providers.CPU}:
+            raise RuntimeError("Only what runs on the processor alone is prepared.")
+        graph, weights = targets
+        with _at(weights, _weights_number(spec)) as number:
+            options = session_options(spec)
+            options.optimized_model_filepath = f"/proc/self/fd/{graph}"
+            for key, value in (
+                # A name beside the graph: /proc/self/fd/<number> is the descriptor itself.
+                ("session.optimized_model_external_initializers_file_name", str(number)),
+                ("session.optimized_model_external_initializers_min_size_in_bytes", "1024"),
+                ("session.save_external_prepacked_constant_initializers", "1"),
+            ):
+                options.add_session_config_entry(key, value)
+            self._open(spec, files, provider_options, options)
+
+    def open_prepared(
+        self,
+        spec: ModelSpec,
+        prepared: Sequence[int],
+        provider_options: Mapping[str, Mapping[str, str]],
+    ) -> OnnxSession:
+        """Load what `prepare` wrote; its weights are mapped, shared with the page cache.
+
+        Raises:
+            RuntimeError: onnxruntime refuses it.
+        """
+        graph, weights = prepared
+        options = session_options(spec)
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        with _at(weights, _weights_number(spec)):
+            session = _load(graph, options, _place(options, provider_options))
+            return OnnxSession(session, (), _share(session, [providers.CPU]))
+
+
+def _load(
+    model: int, options: ort.SessionOptions, arguments: Mapping[str, object]
+) -> ort.InferenceSession:
+    try:
+        # Without `enable_fallback` a provider that fails is an error, not a line on stdout.
+        return ort.InferenceSession(
+            f"/proc/self/fd/{model}", options, enable_fallback=0, **arguments
+        )
+    except Exception as error:  # onnxruntime's errors share no base but Exception
+        if "fallback to CPU EP has been explicitly disabled" in str(error):
+            raise IncompatibleError(
+                "Some nodes of the model cannot run on the accelerator, and the package "
+                "forbids the CPU.",
+                code="cpu_fallback",
+            ) from error
+        raise RuntimeError(f"onnxruntime cannot load it: {_first_line(error)}") from error
 
 
 def _place(
@@ -173,6 +234,34 @@ def _share(session: ort.InferenceSession, wanted: Collection[str]) -> int:
     ]
     total, there = sum(n for _, n in counts), sum(n for here, n in counts if here)
     return max(100 * there // total, min(there, 1)) if total else 100
+
+
+def _weights_number(spec: ModelSpec) -> int:
+    """Return the descriptor number that a prepared graph names for its weights.
+
+    The graph names it for ever, so it must be free in every worker of this package: above its
+    files and below `sandbox.give_up_rights`.
+    """
+    return len(spec.files) + 40
+
+
+@contextlib.contextmanager
+def _at(fd: int, number: int) -> Iterator[int]:
+    """Let a descriptor also have a certain number for a while.
+
+    Raises:
+        RuntimeError: The number is taken.
+    """
+    try:
+        fcntl.fcntl(number, fcntl.F_GETFD)
+    except OSError:
+        os.dup2(fd, number, inheritable=False)
+    else:
+        raise RuntimeError(f"Descriptor {number} is not free.")
+    try:
+        yield number
+    finally:
+        os.close(number)
 
 
 def session_options(spec: ModelSpec) -> ort.SessionOptions:

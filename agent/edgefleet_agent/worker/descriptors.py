@@ -11,7 +11,7 @@ import os
 import stat
 from collections.abc import Sequence
 
-from edgefleet_agent.ipc.control import ModelSpec
+from edgefleet_agent.ipc.control import ModelSpec, PreparedFile, PreparedForm
 from edgefleet_agent.store import hash_fd
 from edgefleet_shared.errors import TrustError
 from edgefleet_shared.package import FileEntry
@@ -36,7 +36,20 @@ def check(spec: ModelSpec, files: Sequence[int], *, rehash: bool) -> None:
             raise _corrupt(entry, "no longer has the bytes that were signed")
 
 
-def _wrong(entry: FileEntry, fd: int) -> str:
+def check_prepared(form: PreparedForm, files: Sequence[int], *, rehash: bool) -> None:
+    """Check the descriptors of a prepared form, as `check` does those of a package.
+
+    Raises:
+        TrustError: One of them is not what this device made (code `blob_corrupt`).
+    """
+    for entry, fd in zip(form.files, files, strict=True):
+        if why := _wrong(entry, fd):
+            raise TrustError(f"A file of the prepared form {why}.", code="blob_corrupt")
+        if rehash and hash_fd(fd) != entry.digest:
+            raise TrustError("The prepared form has changed on disk.", code="blob_corrupt")
+
+
+def _wrong(entry: FileEntry | PreparedFile, fd: int) -> str:
     """Return what is wrong with a descriptor, or ''."""
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):

@@ -18,8 +18,10 @@ _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _VERSION: Final = 1  # flag of _CREATE_RULESET: only tell the ABI's version
 _PATH_BENEATH: Final = 1
 
+_WRITE_FILE: Final = 1 << 1
 READ_FILE: Final = 1 << 2
 READ_DIR: Final = 1 << 3
+_TRUNCATE: Final = 1 << 14  # from version 3
 _FS_BITS: Final = {1: 13, 2: 14, 3: 15, 5: 16}  # ABI version to how many rights it knows
 _NET_TCP: Final = 0b11  # bind and connect, from version 4
 _SCOPES: Final = 0b11  # abstract Unix sockets and signals to outside, from version 6
@@ -32,12 +34,15 @@ def abi() -> int:
     return max(0, int(_libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _VERSION)))
 
 
-def restrict(readable: Iterable[str | Path], files: Iterable[int]) -> int:
+def restrict(
+    readable: Iterable[str | Path], files: Iterable[int], writable: Iterable[int] = ()
+) -> int:
     """Restrict the calling thread and what it will start, for ever.
 
     Args:
         readable: Folders and files that may be read; those that are not there are left out.
         files: Open files that may be opened again through /proc/self/fd.
+        writable: Open files that may be opened again to be written, and nothing else.
 
     Returns:
         The version of the ABI that holds now; 0 if there is none.
@@ -59,6 +64,8 @@ def restrict(readable: Iterable[str | Path], files: Iterable[int]) -> int:
     try:
         for file in files:
             _allow(ruleset, file, READ_FILE)
+        for file in writable:
+            _allow(ruleset, file, READ_FILE | _WRITE_FILE | (_TRUNCATE if version >= 3 else 0))
         for path in readable:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 _allow_path(ruleset, Path(path))

@@ -8,12 +8,14 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from edgefleet_agent.ipc.frames import Order, Report
-from edgefleet_agent.ports import Session
+from edgefleet_agent.ports import Accelerator, Preparing, Runtime, Session
 from edgefleet_agent.worker import compose, descriptors, golden, lint, sandbox, tensors
 from edgefleet_agent.worker.codec import fits
+from edgefleet_agent.worker.peak import Peak
 from edgefleet_agent.worker.processing import images
 from edgefleet_agent.worker.processing.around import Around, read_labels
 from edgefleet_shared.errors import EdgeFleetError, IncompatibleError, InvalidInputError
@@ -55,9 +57,29 @@ def import_code(order: Order) -> None:
 
 
 def open_model(order: Order, files: Sequence[int]) -> Opened:
-    """Load the model, compare its golden vectors, run it warm. Never raises for a bad model."""
+    """Load the model, compare its golden vectors, run it warm. Never raises for a bad model.
+
+    The prepared form comes first where there is one; the package itself is always good enough.
+    """
+    own = order.spec.descriptors - order.spec.prepared_files
+    package, prepared = files[:own], files[own:]
+    note = ""
+    if order.spec.prepared is not None:
+        opened = _open_safely(order, package, prepared)
+        if opened.session is not None:
+            return opened
+        note = f"The prepared form cannot be used: {opened.report.message}"
+    opened = _open_safely(order, package, ())
+    return opened._replace(report=msgspec.structs.replace(opened.report, note=note))
+
+
+def _open_safely(order: Order, files: Sequence[int], prepared: Sequence[int]) -> Opened:
+    """Open the prepared form if there is one, else the package; what is wrong is reported."""
     try:
-        return _open(order, files)
+        with Peak() as peak:
+            opened = _open(order, files, prepared)
+        report = msgspec.structs.replace(opened.report, peak_kb=peak.kb)
+        return opened._replace(report=report)
     except EdgeFleetError as error:
         return Opened(Report(ok=False, code=error.code, message=str(error)), None)
     except MemoryError:
@@ -79,7 +101,7 @@ def _out_of_memory(order: Order, why: str) -> Report:
     )
 
 
-def _open(order: Order, files: Sequence[int]) -> Opened:
+def _open(order: Order, files: Sequence[int], prepared: Sequence[int]) -> Opened:
     spec = order.spec
     started = time.monotonic_ns()
     accelerator = compose.accelerator(spec.accelerator)
@@ -90,17 +112,17 @@ def _open(order: Order, files: Sequence[int]) -> Opened:
     descriptors.check(spec, package, rehash=order.again)
     lint.check(spec, package)
     slot = accelerator.reserve(spec)
-    accelerator.program(slot, spec, package)
-    session = runtime.open(spec, files, accelerator.providers(spec))
+    accelerator.program(slot, spec, [*package, *prepared])
+    session = _session(order, files, prepared, runtime, accelerator)
     around = Around(session, spec, read_labels(spec, files)) if spec.processing else None
     loaded = time.monotonic_ns()
-    cases = _golden_cases(order, package)
+    cases = golden_cases(order, package)
     for index, case in enumerate(cases):
         found = run_checked(session, order, case.inputs)
         assert spec.golden is not None
         golden.compare(index, found, case.outputs, spec.golden)
     proved = time.monotonic_ns()
-    inputs = cases[0].inputs if cases else _zeros(order)
+    inputs = cases[0].inputs if cases else zeros(order)
     runs: list[int] = []
     for _ in range(WARM_UP_RUNS):
         begun = time.perf_counter_ns()
@@ -120,6 +142,7 @@ def _open(order: Order, files: Sequence[int]) -> Opened:
             memory_kb=sandbox.private_kb(),
             accelerated_pct=getattr(session, "device_share", -1),
             median_us=median,
+            prepared=bool(prepared),
         ),
         session,
         tuple(runs),
@@ -140,7 +163,33 @@ def _median_us(session: Session, cases: Sequence[dict[str, np.ndarray]], order: 
     return max(1, sorted(times)[len(times) // 2] // 1000)
 
 
-def _golden_cases(order: Order, files: Sequence[int]) -> list[golden.Case]:
+def _session(
+    order: Order,
+    files: Sequence[int],
+    prepared: Sequence[int],
+    runtime: Runtime,
+    accelerator: Accelerator,
+) -> Session:
+    spec, providers = order.spec, accelerator.providers(order.spec)
+    if not prepared:
+        return runtime.open(spec, files, providers)
+    assert spec.prepared is not None
+    if spec.prepared.maker != maker(runtime):
+        raise IncompatibleError(
+            f"{spec.prepared.maker} has made it, here is {maker(runtime)}.", code="load_failed"
+        )
+    descriptors.check_prepared(spec.prepared, prepared, rehash=order.again)
+    if not isinstance(runtime, Preparing):  # then its accelerator has made it
+        return runtime.open(spec, files, providers)
+    return runtime.open_prepared(spec, prepared, providers)
+
+
+def golden_cases(order: Order, files: Sequence[int]) -> list[golden.Case]:
+    """Return the cases of the package's golden file, none if it has no such file.
+
+    Raises:
+        InvalidInputError: It cannot be read (code `load_failed`).
+    """
     wanted = order.spec.golden
     if wanted is None:
         return []
@@ -151,7 +200,13 @@ def _golden_cases(order: Order, files: Sequence[int]) -> list[golden.Case]:
     raise InvalidInputError(f"The package lacks {wanted.path!r}.", code="load_failed")
 
 
-def _zeros(order: Order) -> dict[str, np.ndarray]:
+def maker(runtime: Runtime) -> str:
+    """Return what a prepared form must say of the runtime that made it."""
+    return f"{runtime.name} {runtime.version()}"
+
+
+def zeros(order: Order) -> dict[str, np.ndarray]:
+    """Return one input of zeros and empty texts; dimensions that vary are one."""
     made: dict[str, np.ndarray] = {}
     for tensor in order.spec.inputs:
         shape = [1 if size == -1 else size for size in tensor.shape]

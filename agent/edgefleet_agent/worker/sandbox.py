@@ -29,6 +29,9 @@ _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
 _OOM_SCORE = 500  # between 0 and 1000: a worker goes long before agentd does
 _NICE_LOADING = 19
+_LOADS_TO_PREPARE = 4
+_IOPRIO_SET: Final = {"x86_64": 251, "aarch64": 30}
+_IOPRIO_IDLE: Final = 3 << 13
 
 _CAPABILITIES_V3 = 0x20080522
 _CLONE_NEWNET = 0x40000000
@@ -88,12 +91,14 @@ def give_up_rights(descriptors: int) -> None:
         path.write_text(str(_OOM_SCORE))
 
 
-def confine(files: Sequence[int], *, fatal: bool) -> list[str]:
+def confine(files: Sequence[int], *, fatal: bool, writable: Sequence[int] = ()) -> list[str]:
     """Shut this process in, for ever; the kernel decides how far.
 
     Args:
         files: Descriptors of the package, which may be opened again through /proc/self/fd.
         fatal: What nothing but an attack does ends the process, instead of failing.
+        writable: Descriptors that may be opened again to be written, where Landlock sees to it
+            that nothing else can.
 
     Returns:
         The layers that hold, by name; `control.missing_layers` tells what is not among them.
@@ -102,14 +107,15 @@ def confine(files: Sequence[int], *, fatal: bool) -> list[str]:
     layers = ["rlimits", "no_new_privs"]
     if not _libc.unshare(_CLONE_NEWNET):  # only with privilege, which a device's agent may lack
         layers.append("netns")
+    held = 0
     try:
-        if version := landlock.restrict(READABLE, files):
-            layers.append(f"landlock {version}")
+        if held := landlock.restrict(READABLE, files, writable):
+            layers.append(f"landlock {held}")
     except OSError as error:
         sys.stderr.write(f"{error}\n")
     if drop_capabilities():
         layers.append("no_capabilities")
-    if seccomp.install(fatal=fatal):
+    if seccomp.install(fatal=fatal, writing=bool(writable) and held > 0):
         layers.append("seccomp")
     return layers
 
@@ -126,9 +132,10 @@ def limit(order: Order) -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     held = pages * resource.getpagesize()
     _lower(resource.RLIMIT_AS, held + limits.memory_mb * 2**20)
-    _lower(resource.RLIMIT_FSIZE, limits.disk_mb * 2**20)
+    _lower(resource.RLIMIT_FSIZE, order.prepare_bytes or limits.disk_mb * 2**20)
     if order.prove:
-        _lower(resource.RLIMIT_CPU, max(1, limits.load_s) * max(1, order.threads))
+        loads = _LOADS_TO_PREPARE if order.prepare_bytes else 1
+        _lower(resource.RLIMIT_CPU, max(1, limits.load_s) * max(1, order.threads) * loads)
 
 
 def _lower(which: int, wanted: int) -> None:
@@ -143,6 +150,19 @@ def lower_this_thread() -> None:
     Not SCHED_IDLE: on a machine that is busy with inference it would load for minutes.
     """
     os.nice(_NICE_LOADING)  # on Linux a thread's own
+
+
+def idle() -> None:
+    """Give the calling thread, and those it will make, what processor and disk have to spare."""
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    if number := _IOPRIO_SET.get(os.uname().machine):
+        _libc.syscall(number, 1, 0, _IOPRIO_IDLE)
+
+
+def anonymous_kb() -> int:
+    """Return the kilobytes that this process holds in memory and that belong to no file."""
+    resident, shared = Path("/proc/self/statm").read_text().split()[1:3]
+    return (int(resident) - int(shared)) * resource.getpagesize() // 1024
 
 
 def private_kb() -> int:

@@ -40,13 +40,16 @@ Instruction = tuple[int, int, int, int]
 """Operation, how many to skip if true and if false, and a constant."""
 
 
-def program(arch: syscalls.Architecture, pid: int, *, fatal: bool) -> list[Instruction]:
+def program(
+    arch: syscalls.Architecture, pid: int, *, fatal: bool, writing: bool = False
+) -> list[Instruction]:
     """Return the filter of what is refused and logged.
 
     Args:
         arch: Numbers of this machine.
         pid: The process; it may signal itself.
         fatal: End the process for what nothing but an attack does, instead of an error.
+        writing: Leave it to Landlock which files may be opened to be written.
     """
     worst = _KILL if fatal else _ERRNO | errno.EPERM
     rules: list[Instruction] = []
@@ -59,6 +62,8 @@ def program(arch: syscalls.Architecture, pid: int, *, fatal: bool) -> list[Instr
         for name in syscalls.names(table):
             rules += _rule(arch, name, [(_RETURN, 0, 0, answer)])
     for name, body in _judged(pid, worst).items():
+        if writing and name in {"open", "openat"}:
+            continue
         rules += _rule(arch, name, body)
     return _framed(arch, rules)
 
@@ -132,8 +137,8 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
 
 
-def install(*, fatal: bool) -> bool:
-    """Put the filters over this process; it needs `no_new_privs`, or privilege.
+def install(*, fatal: bool, writing: bool = False) -> bool:
+    """Put the filters over this process; it needs `no_new_privs`, or privilege. As `program`.
 
     Returns:
         Whether it holds; False on an architecture that is not known, or a kernel without seccomp.
@@ -142,10 +147,11 @@ def install(*, fatal: bool) -> bool:
     arch = syscalls.architecture()
     if arch is None:
         return False
+    both = _FLAG_TSYNC | _FLAG_LOG
     number, libc = _SYS_SECCOMP[machine], ctypes.CDLL(None, use_errno=True)
     for code, flags in (
         (quiet_program(arch), _FLAG_TSYNC),
-        (program(arch, os.getpid(), fatal=fatal), _FLAG_TSYNC | _FLAG_LOG),
+        (program(arch, os.getpid(), fatal=fatal, writing=writing), both),
     ):
         data = b"".join(struct.pack("<HBBI", *instruction) for instruction in code)
         wanted = _Program(len(code), data)

@@ -13,8 +13,9 @@ import msgspec
 
 from edgefleet_agent.ipc import frames
 from edgefleet_agent.ipc.control import MAX_FDS
+from edgefleet_agent.ipc.control import PREPARED_FILES as MADE
 from edgefleet_agent.ports import Session
-from edgefleet_agent.worker import sandbox
+from edgefleet_agent.worker import preparing, sandbox
 from edgefleet_agent.worker.answering import Answerer
 from edgefleet_agent.worker.codec import Codec
 from edgefleet_agent.worker.loop import Loop
@@ -41,9 +42,13 @@ def main(fd: int) -> None:
     connections = spec.container.container.concurrency if spec.container else 0
     sandbox.give_up_rights(len(files) + connections)
     sandbox.limit(order)
-    reopened = files[: len(spec.files)] if spec.container else files  # no rule is for a socket
-    layers = sandbox.confine(reopened, fatal=order.prove)
-    opened = _open_gently(order, files)
+    if order.prepare_bytes:
+        opened = _prepare(order, files)
+        layers = opened.report.sandbox
+    else:
+        reopened = files[: len(spec.files)] if spec.container else files  # no rule is for a socket
+        layers = sandbox.confine(reopened, fatal=order.prove)
+        opened = _open_gently(order, files)
     for file in files:
         os.close(file)
     body = msgspec.msgpack.encode(msgspec.structs.replace(opened.report, sandbox=layers))
@@ -89,6 +94,15 @@ def _wait_for_parent(parent: int) -> None:
     deadline = time.monotonic() + _REPARENT_S
     while os.getppid() != parent and time.monotonic() < deadline:
         time.sleep(0.001)
+
+
+def _prepare(order: frames.Order, files: Sequence[int]) -> Opened:
+    """Make the prepared form; the descriptors after the package's alone may be written."""
+    sandbox.idle()
+    package, targets = files[:-MADE], files[-MADE:]
+    layers = sandbox.confine(package, fatal=True, writable=targets)
+    report = preparing.prepare(order, package, targets, layers)
+    return Opened(msgspec.structs.replace(report, sandbox=layers), None)
 
 
 def _open_gently(order: frames.Order, files: Sequence[int]) -> Opened:

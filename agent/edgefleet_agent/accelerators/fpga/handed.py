@@ -36,6 +36,11 @@ class HandedFpga:
             return {}
         return {"VitisAIExecutionProvider": provider_options(spec.digest, os.environ)}
 
+    def prepare(self, spec: ModelSpec, files: Sequence[int], targets: Sequence[int]) -> bool:
+        """Return False: a core comes as its publisher has built it."""
+        del spec, files, targets
+        return False
+
     def reserve(self, spec: ModelSpec) -> str:
         """Return the slot, which agentd has filled."""
         self._slots.add(spec.digest)

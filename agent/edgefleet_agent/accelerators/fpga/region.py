@@ -144,6 +144,11 @@ class Region:
 
     # ------------------------------------------------------------------- a slot's life
 
+    def prepare(self, spec: ModelSpec, files: Sequence[int], targets: Sequence[int]) -> bool:
+        """Return False: a core comes as its publisher has built it."""
+        del spec, files, targets
+        return False
+
     def reserve(self, spec: ModelSpec) -> str:
         """Return a slot for `spec`: the one that it has, or a free one.
 

@@ -1,0 +1,106 @@
+"""Prove, prepare and load a stored version: what staging and recovery do alike."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import msgspec
+
+from edgefleet_agent.ipc.control import ModelSpec, Outcome
+from edgefleet_agent.journal import VersionRef
+from edgefleet_agent.ledger import Ledger
+from edgefleet_agent.toolbox import Toolbox
+from edgefleet_shared.steps import Step
+
+PERHAPS_THE_FORM = frozenset({"crashed", "load_timeout", "sandbox_violation"})
+"""Ends of a load that leave no word; with a prepared form it may be the form's fault."""
+LASTING = frozenset({"does_not_pay", "nothing_to_prepare", "prepared_differs"})
+"""Why a version is not prepared, now and later; what else goes wrong is tried again."""
+GROWTH = 3
+"""A prepared form is seldom larger than so many times its package."""
+
+
+class Loading:
+    """Asks the gateway, with the prepared form where there is one.
+
+    Args:
+        tools: The shared parts.
+        ledger: The slot's page.
+        stop: Set when a newer command waits; proving and preparing then end.
+    """
+
+    def __init__(self, tools: Toolbox, ledger: Ledger, stop: threading.Event) -> None:
+        self._tools, self._ledger, self._stop = tools, ledger, stop
+
+    def prove(self, version: VersionRef, spec: ModelSpec, fds: Sequence[int]) -> Outcome:
+        """Load the package itself in a throw-away process.
+
+        Raises:
+            GatewayLostError: The gateway went away.
+        """
+        outcome = self._tools.gateway().prove(spec, fds, stop=self._stop)
+        self._tools.measured.note(version, outcome)
+        return outcome
+
+    def load(self, version: VersionRef, spec: ModelSpec, fds: Sequence[int]) -> Outcome:
+        """Load beside what serves. A prepared form that cannot be used is thrown away.
+
+        Raises:
+            GatewayLostError: The gateway went away.
+        """
+        tools = self._tools
+        with tools.prepared.opened(version) as found:
+            if found is None:
+                outcome = tools.gateway().load(spec, fds)
+            else:
+                form, more = found
+                prepared = msgspec.structs.replace(spec, prepared=form)
+                outcome = tools.gateway().load(prepared, [*fds, *more])
+                if outcome.code in PERHAPS_THE_FORM:
+                    self._distrust(version, outcome.message)
+                    outcome = tools.gateway().load(spec, fds)
+                elif outcome.note:
+                    self._distrust(version, outcome.note)
+                else:
+                    tools.prepared.used(version)
+        tools.measured.note(version, outcome)
+        return outcome
+
+    def _distrust(self, version: VersionRef, why: str) -> None:
+        self._tools.prepared.forget(version)
+        text = f"The prepared form of {version.version} is thrown away: {why}"
+        self._ledger.tell(Step.PREPARE, "prepared_dropped", text, level="warning")
+
+    def prepare(self, version: VersionRef, spec: ModelSpec, fds: Sequence[int]) -> None:
+        """Make the version's prepared form if there is none; what goes wrong is told, no more.
+
+        Raises:
+            GatewayLostError: The gateway went away.
+        """
+        tools = self._tools
+        if spec.container is not None or not tools.prepared.lacks(version):
+            return
+        try:
+            wanted = GROWTH * sum(version.blobs.values())
+            room = tools.prepared.room(wanted, {one.digest for one in tools.journal.versions()})
+            if room <= 0:
+                self._ledger.tell(Step.PREPARE, "prepared_no_room", "No disk is left to prepare.")
+                return
+            with tools.prepared.targets() as made:
+                outcome = tools.gateway().prepare(
+                    spec, [*fds, *(fd for fd, _ in made)], room, self._stop
+                )
+                if outcome.ok:
+                    size = tools.prepared.keep(version, outcome.maker, made)
+                    text = f"prepared: {size} bytes, loaded in {outcome.load_ms} ms by processor."
+                    self._ledger.tell(Step.PREPARE, "prepared", text, bytes=size)
+                    self._ledger.hurry()
+                    return
+            if outcome.code in LASTING:
+                tools.prepared.refuse(version, outcome.code)
+            text = f"not prepared ({outcome.code}). {outcome.message}".strip()
+            self._ledger.tell(Step.PREPARE, "not_prepared", text, level="debug")
+        except OSError as error:
+            text = f"not prepared: {error}."
+            self._ledger.tell(Step.PREPARE, "not_prepared", text, level="warning")
