@@ -3,23 +3,22 @@
 The .npz holds either arrays named like the model's inputs, whose first axis counts cases, so that
 `pixels` of shape (8, 1, 64) is eight calls with one row each; or arrays named
 `<case>.input.<name>`, case = 0, 1, ..., with `<case>.output.<name>` where the answer is known.
-Answers that are not given are computed here, by onnxruntime on the CPU.
+Answers that are not given are computed here, on the CPU, by the runtime that devices have.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from edgefleet_provisioning.arrays import DATATYPES, Arrays, check_array, finite
 from edgefleet_provisioning.errors import LintError
+from edgefleet_provisioning.runners import Run
 from edgefleet_shared import safetensors_file
-from edgefleet_shared.errors import InvalidInputError
+from edgefleet_shared.errors import EdgeFleetError, InvalidInputError
 from edgefleet_shared.package import TensorSpec
 from edgefleet_shared.safetensors_file import RawTensor
 
@@ -55,30 +54,35 @@ def cases_of(
     return [_check_case(f"Golden case {i}", c, inputs, outputs) for i, c in enumerate(cases)]
 
 
-def compute(model: Path, cases: Sequence[Case], outputs: Sequence[TensorSpec]) -> list[Case]:
+def compute(run: Run, cases: Sequence[Case], outputs: Sequence[TensorSpec]) -> list[Case]:
     """Return the cases with every output, computed where it was not given.
+
+    Args:
+        run: The model, loaded.
+        cases: Calls, with the answers that are known.
+        outputs: What the model gives.
 
     Raises:
         LintError: The model does not load or run here, or answers with NaN or infinity.
         InvalidInputError: It answers otherwise than the golden file says.
     """
-    session = open_session(model)
-    names = [spec.name for spec in outputs]
     done: list[Case] = []
     for index, case in enumerate(cases):
         where = f"Golden case {index}"
         try:
-            values = session.run(names, case.inputs)
-        except Exception as error:  # onnxruntime's errors have no common root but this
+            answer = run(case.inputs)
+            got = {
+                spec.name: check_array(np.asarray(answer[spec.name]), spec, where)
+                for spec in outputs
+            }
+        except EdgeFleetError:
+            raise
+        except Exception as error:  # runtimes' errors have no common root but this
             raise LintError(
                 f"{where} cannot be computed: {str(error)[:300]}.",
                 code="golden_failed",
                 hint="Does this input suit the model?",
             ) from error
-        got = {
-            spec.name: check_array(np.asarray(value), spec, where)
-            for spec, value in zip(outputs, values, strict=True)
-        }
         for name, value in got.items():
             if not finite(value):
                 raise LintError(
@@ -89,28 +93,6 @@ def compute(model: Path, cases: Sequence[Case], outputs: Sequence[TensorSpec]) -
         _compare(where, case.outputs, got)
         done.append(Case(case.inputs, {**got, **case.outputs}))
     return done
-
-
-def open_session(model: Path) -> Any:
-    """Return an onnxruntime session on the CPU.
-
-    Raises:
-        LintError: The runtime refuses the model.
-    """
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # its wheels phone home unless told before import
-    import onnxruntime  # 30 MB that no other command needs
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
-    try:
-        return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's errors have no common root but this
-        raise LintError(
-            f"onnxruntime {onnxruntime.__version__} refuses the model: {str(error)[:300]}.",
-            code="runtime_refuses",
-            hint="Devices would refuse it too; export it again, perhaps for an older opset.",
-        ) from error
 
 
 def encode(cases: Sequence[Case]) -> bytes:

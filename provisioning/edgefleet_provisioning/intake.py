@@ -6,19 +6,20 @@ into the package, by the digests that the package has.
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from edgefleet_provisioning.fleet_folder import read
-from edgefleet_provisioning.package_build import Blob, hash_file
+from edgefleet_provisioning.variant_build import Blob, hash_file
 from edgefleet_shared import provenance
 from edgefleet_shared.errors import TrustError
 from edgefleet_shared.identifiers import sha256_digest
 from edgefleet_shared.provenance import SINGLE_FILE, Resources
 
 SIGNATURE = "model.sig"
-_ROLES = {"onnx", "onnx_external"}
+_ROLES = {"onnx", "onnx_external", "tflite"}
 
 
 class Vouched(NamedTuple):
@@ -65,15 +66,22 @@ def demand(model: Path, key: Path, signature: Path | None) -> Vouched:
     return found
 
 
-def check_package(vouched: Vouched, model: Path, blobs: Iterable[Blob]) -> None:
-    """Check that all of a package that came from outside was signed.
+def check_package(vouched: Vouched, model: Path, blobs: Iterable[Blob], folder: str = ".") -> None:
+    """Check that all of a variant that came from outside was signed.
+
+    Args:
+        vouched: What was signed.
+        model: The model's file, beside which its other files lie.
+        blobs: The variant's files.
+        folder: Where in the package they are.
 
     Raises:
         TrustError: A file was not, or is another (code `provenance`).
     """
     for blob in blobs:
         if blob.entry.role in _ROLES:
-            name = model.name if blob.entry.role == "onnx" else blob.entry.path
+            foreign = blob.entry.role == "onnx_external"
+            name = posixpath.relpath(blob.entry.path, folder) if foreign else model.name
             _check(vouched, name, blob.entry.digest)
 
 

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import onnx
 from onnx import ModelProto
 
-from edgefleet_provisioning import lint_operators, lint_tensors, onnx_walk
+from edgefleet_provisioning import lint_operators, lint_tensors, lint_tflite, onnx_walk
 from edgefleet_provisioning.errors import LintError
 from edgefleet_provisioning.signature import signature
-from edgefleet_shared.package import TensorSpec
+from edgefleet_shared.package import RuntimeName, TensorSpec
 
 MEGABYTE = 2**20
 DEFAULT_TENSOR_MB = 2048
@@ -24,17 +24,19 @@ class LintReport(NamedTuple):
     """A model that was looked at.
 
     Attributes:
-        model: The parsed model; external data is not loaded.
+        runtime: What devices run it with.
         data: The file's exact bytes.
         external: Files beside the model that hold its tensors, relative to it.
         inputs: What it takes.
         outputs: What it gives.
         findings: What forbids publishing it; empty for a good model.
         nodes: How many nodes it has, functions and sub-graphs included.
-        tensors: How many constant tensors.
+        tensors: How many constant tensors; of TFLite, how many in all.
+        opsets: Of ONNX, domain to version.
+        producer: What wrote the file, as it says itself.
     """
 
-    model: ModelProto
+    runtime: RuntimeName
     data: bytes
     external: list[str]
     inputs: list[TensorSpec]
@@ -42,6 +44,8 @@ class LintReport(NamedTuple):
     findings: list[LintError]
     nodes: int
     tensors: int
+    opsets: dict[str, int]
+    producer: str
 
 
 def read_regular(path: Path) -> bytes:
@@ -68,7 +72,7 @@ def lint(path: Path, max_tensor_mb: int = DEFAULT_TENSOR_MB) -> LintReport:
     """Look at a model and collect everything that forbids publishing it.
 
     Args:
-        path: The .onnx file; external data is looked for in its folder.
+        path: The .onnx or .tflite file; external data of ONNX is looked for in its folder.
         max_tensor_mb: What one tensor may take, in MiB.
 
     Raises:
@@ -76,6 +80,13 @@ def lint(path: Path, max_tensor_mb: int = DEFAULT_TENSOR_MB) -> LintReport:
     """
     path = path.resolve()
     data = read_regular(path)
+    if lint_tflite.is_tflite(path.name, data):
+        looked = lint_tflite.look(data, max_tensor_mb * MEGABYTE, MAX_FINDINGS)
+        return LintReport("litert", data, [], *looked, opsets={}, producer="")
+    return _lint_onnx(path, data, max_tensor_mb)
+
+
+def _lint_onnx(path: Path, data: bytes, max_tensor_mb: int) -> LintReport:
     model = onnx_walk.parse(data, path.name)
     found = onnx_walk.walk(model)
     findings: list[LintError] = []
@@ -84,9 +95,14 @@ def lint(path: Path, max_tensor_mb: int = DEFAULT_TENSOR_MB) -> LintReport:
     inputs, outputs = _signature(model, findings)
     if not findings:
         _check_whole(path, findings)
+    opsets = {
+        domain or "ai.onnx": version for domain, version in onnx_walk.opsets_of(model).items()
+    }
+    producer = f"{model.producer_name} {model.producer_version}".strip()[:200]
     return LintReport(
-        model, data, external, inputs, outputs, findings, len(found.nodes), len(found.tensors)
-    )
+        "onnxruntime", data, external, inputs, outputs, findings, len(found.nodes),
+        len(found.tensors), opsets, producer,
+    )  # fmt: skip
 
 
 def demand_clean(report: LintReport, name: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgefleet_provisioning.durable import Content, write_tree
-from edgefleet_provisioning.package_build import Blob
+from edgefleet_provisioning.variant_build import Blob
 from edgefleet_shared.identifiers import sha256_digest
 from edgefleet_shared.package import MEDIA_TYPE, Manifest
 

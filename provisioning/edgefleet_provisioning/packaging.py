@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from edgefleet_provisioning import golden, intake, package_build, processing_file, reference
+from msgspec import structs
+
+from edgefleet_provisioning import (
+    golden,
+    intake,
+    licenses,
+    package_build,
+    processing_file,
+    reference,
+    runners,
+    variant_build,
+    variants_file,
+)
 from edgefleet_provisioning.arrays import Array, Arrays, read_npz
 from edgefleet_provisioning.lint import LintReport, demand_clean, lint
-from edgefleet_provisioning.package_build import Blob, Counters, Description
+from edgefleet_provisioning.package_build import Counters, Description
+from edgefleet_provisioning.variant_build import Blob, Built
+from edgefleet_provisioning.variants_file import FIRST, Wanted
 from edgefleet_shared.package import Manifest, ReferenceHistogram, TensorSpec
 
 CASES_OF_SAMPLE = 4
@@ -31,22 +45,24 @@ class Request(NamedTuple):
     key: Path | None = None
     signature: Path | None = None
     processing: Path | None = None
+    variants: Path | None = None
 
 
 class Draft(NamedTuple):
     """A package but for its place among the versions; `manifest` gives it one."""
 
-    report: LintReport
     about: Description
-    blobs: list[Blob]
+    built: list[Built]
     reference: list[ReferenceHistogram]
-    cases: int
+
+    @property
+    def blobs(self) -> list[Blob]:
+        """Every file, of all variants, each content once."""
+        return list({blob.entry.digest: blob for one in self.built for blob in one.blobs}.values())
 
     def manifest(self, counters: Counters, now: datetime) -> Manifest:
         """Return the manifest for a release counter and a security floor."""
-        return package_build.manifest(
-            self.report, self.about, self.blobs, self.reference, self.cases, counters, now
-        )
+        return package_build.manifest(self.about, self.built, self.reference, counters, now)
 
 
 def prepare(request: Request, say: Callable[[str], None]) -> Draft:
@@ -77,13 +93,66 @@ def prepare(request: Request, say: Callable[[str], None]) -> Draft:
     sample = read_npz(request.sample, "sample") if request.sample else {}
     histograms = reference.histograms(sample, report.inputs) if sample else []
     cases = _cases(request, report, sample, say)
-    vectors = golden.encode(golden.compute(model, cases, report.outputs)) if cases else b""
-    if not cases:
-        golden.open_session(model)  # what does not even load here must not be published
-    blobs = package_build.blobs(report, model.parent, about, vectors)
-    if vouched:
-        intake.check_package(vouched, request.model, blobs)
-    return Draft(report, about, blobs, histograms, len(cases))
+    first = Wanted(
+        FIRST, list(about.hardware), memory_mb=about.memory_mb, load_s=about.load_s,
+        model=str(model),
+    )  # fmt: skip
+    shop = _Shop(request, about, vouched, say)
+    built = [shop.build(first, report, cases, "")]
+    for wanted in variants_file.read(request.variants) if request.variants else []:
+        built.append(shop.further(wanted, built[0], cases))
+    package_build.check_licensed(about, built)
+    return Draft(about, built, histograms)
+
+
+class _Shop(NamedTuple):
+    """Builds the variants of one package."""
+
+    request: Request
+    about: Description
+    vouched: intake.Vouched | None
+    say: Callable[[str], None]
+
+    def build(
+        self, wanted: Wanted, report: LintReport, cases: Sequence[golden.Case], prefix: str
+    ) -> Built:
+        """Return a variant of a model: what does not even load here must not be published."""
+        model = Path(wanted.model)
+        run = runners.load(model, report.runtime)
+        vectors = golden.encode(golden.compute(run, cases, report.outputs)) if cases else b""
+        spdx = licenses.check(self.about.license)
+        blobs = package_build.blobs(
+            self.about,
+            variant_build.model_blobs(report, model.parent, spdx),
+            variant_build.data_blobs(vectors, self.about.labels),
+            prefix,
+        )
+        if self.vouched:
+            intake.check_package(self.vouched, model, blobs, prefix.rstrip("/") or ".")
+        return Built(wanted, report, blobs, len(cases))
+
+    def further(self, wanted: Wanted, first: Built, cases: Sequence[golden.Case]) -> Built:
+        """Return one more variant; golden inputs are the first one's unless it has its own."""
+        assert self.request.variants is not None
+        folder = self.request.variants.resolve().parent
+        if wanted.image:
+            data = [blob for blob in first.blobs if blob.entry.role in {"golden", "labels"}]
+            return Built(wanted, first.report, data, first.cases)
+        model = folder / wanted.model
+        report = lint(model, self.request.max_tensor_mb)
+        demand_clean(report, model.name)
+        if (report.inputs, report.outputs) != (first.report.inputs, first.report.outputs):
+            self.say(f"Variant {wanted.id} takes or gives other tensors than {FIRST}.")
+        if wanted.golden:
+            arrays = read_npz(folder / wanted.golden, "golden file")
+            cases = golden.cases_of(arrays, report.inputs, report.outputs)
+        elif report.inputs != first.report.inputs:
+            self.say(f"Variant {wanted.id} has no golden vectors: it only proves that it loads.")
+            cases = []
+        else:
+            cases = [golden.Case(case.inputs, {}) for case in cases]
+        wanted = structs.replace(wanted, model=str(model))
+        return self.build(wanted, report, cases, f"{wanted.id}/")
 
 
 def _cases(

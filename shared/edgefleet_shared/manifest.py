@@ -60,6 +60,9 @@ class ContainerNeed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     pids: int = 256
 
 
+RuntimeName = Literal["onnxruntime", "litert", "container", "registers"]
+
+
 class RuntimeNeed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What executes the variant: runtime name, lowest version, providers by preference, opsets.
 
@@ -69,7 +72,7 @@ class RuntimeNeed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     `registers` is a core in an FPGA that is run by its register window.
     """
 
-    name: Literal["onnxruntime", "litert", "container", "registers"]
+    name: RuntimeName
     min_version: str = ""
     providers: list[str] = []
     opsets: dict[str, int] = {}

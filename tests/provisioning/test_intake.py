@@ -7,7 +7,7 @@ import json
 import pytest
 from securesystemslib.signer import CryptoSigner
 
-from edgefleet_provisioning.package_build import hash_file
+from edgefleet_provisioning.variant_build import hash_file
 from edgefleet_shared import provenance
 from tests.provisioning import bad_models as bad
 from tests.provisioning.test_provenance import official

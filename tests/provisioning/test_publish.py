@@ -12,9 +12,9 @@ from tuf.ngclient import Updater
 from edgefleet_provisioning import keys
 from edgefleet_provisioning.api import Api
 from edgefleet_provisioning.errors import UnreachableError
-from edgefleet_provisioning.package_build import hash_file
 from edgefleet_provisioning.settings import Connection
 from edgefleet_provisioning.upload import PART_BYTES, upload
+from edgefleet_provisioning.variant_build import hash_file
 from edgefleet_shared import safetensors_file
 from edgefleet_shared.bundle import BundleFetcher
 from edgefleet_shared.identifiers import sha256_digest

@@ -13,9 +13,9 @@ import pytest
 from tuf.ngclient import Updater
 
 from edgefleet_provisioning.api import Api
-from edgefleet_provisioning.package_build import hash_file
 from edgefleet_provisioning.settings import connection
 from edgefleet_provisioning.upload import PART_BYTES, upload
+from edgefleet_provisioning.variant_build import hash_file
 from edgefleet_shared.bundle import BundleFetcher
 from edgefleet_shared.package import target_path
 from tests.provisioning import bad_models as bad

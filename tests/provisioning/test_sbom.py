@@ -138,7 +138,7 @@ def test_publishing_again_with_other_tools_is_the_same_version(published, tmp_pa
 
     model = bad.save(bad.good(), tmp_path / "m")
     published.run(*arguments(model, "1.1.0"))
-    monkeypatch.setattr(package_build, "tools", lambda: "edgefleet 99")
+    monkeypatch.setattr(package_build, "tools", lambda *_: "edgefleet 99")
     assert published.json(*arguments(model, "1.1.0"))["already_published"]
     error = published.error(*arguments(model, "1.1.0"), "--source", "elsewhere")
     assert error["code"] == "version_taken"

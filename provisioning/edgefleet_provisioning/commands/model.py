@@ -25,7 +25,7 @@ app.command("sbom")(sbom)
 
 @app.command("lint")
 def lint_(
-    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The model.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The model: .onnx or .tflite.")],
     max_tensor_mb: Annotated[int, typer.Option(min=1, help="MiB that one tensor may take.")] = 2048,
     as_json: JsonOption = False,
 ) -> None:

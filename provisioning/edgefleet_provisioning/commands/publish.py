@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def publish(
-    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The model.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The model: .onnx or .tflite.")],
     name: Annotated[str, typer.Option(help="Model name, for example digits.")],
     version: Annotated[str, typer.Option(help="MAJOR.MINOR.PATCH; never published twice.")],
     golden: Annotated[
@@ -63,6 +63,9 @@ def publish(
         int | None, typer.Option(help="Memory it may take; default by its size.")
     ] = None,
     load_s: Annotated[int, typer.Option(help="Seconds it may take to load and prove.")] = 60,
+    variants: Annotated[
+        Path | None, typer.Option(help="TOML: further variants, as TFLite beside ONNX.")
+    ] = None,
     require_signature: Annotated[
         Path | None,
         typer.Option(metavar="KEY.pub", help="PEM of the key that must have signed the model."),
@@ -101,7 +104,7 @@ def publish(
     )  # fmt: skip
     request = Request(
         model, about, golden, sample, labels, max_tensor_mb, require_signature, signature,
-        processing,
+        processing, variants,
     )  # fmt: skip
     if output:
         draft = prepare(request, voice.note)

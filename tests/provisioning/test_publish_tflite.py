@@ -1,0 +1,184 @@
+"""`edgefleet model publish` and `lint` of TFLite models, and several variants in one package."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from edgefleet_provisioning import runners
+from edgefleet_shared import safetensors_file
+from edgefleet_shared.package import decode_manifest, fitting_variants
+from tests import models
+from tests import tflite_models as light
+from tests.adversarial.hostile_tflite import VARIANTS
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """One model in two formats, and golden inputs for both."""
+    (tmp_path / "digits.onnx").write_bytes(models.mlp())
+    (tmp_path / "digits.tflite").write_bytes(light.mlp())
+    x = np.random.default_rng(2).normal(size=(3, 1, 64)).astype(np.float32)
+    np.savez(tmp_path / "golden.npz", x=x)
+    return tmp_path
+
+
+def publish(operator, folder, model, *more):
+    """Publish a model, and return what the command tells."""
+    return operator.json(
+        "model", "publish", folder / model, "--name", "digits", "--version", "1.0.0",
+        "--golden", folder / "golden.npz", *more,
+    )  # fmt: skip
+
+
+def published(api, told):
+    """The manifest that was published."""
+    return decode_manifest(api.blobs[told["manifest"]])
+
+
+def answers(api, variant):
+    """The scores in a variant's golden file."""
+    tensors = safetensors_file.decode(api.blobs[variant.file("golden").digest])
+    return np.stack([
+        np.frombuffer(tensors[f"{case}.output.scores"].data, "<f4")
+        for case in range(variant.golden.cases)
+    ])  # fmt: skip
+
+
+def test_a_tflite_model_becomes_a_litert_variant(operator, api, folder):
+    """Signature, golden answers and tools come from the file and the runtime that is here."""
+    manifest = published(api, publish(operator, folder, "digits.tflite"))
+    (variant,) = manifest.variants
+    assert (variant.runtime.name, variant.runtime.opsets) == ("litert", {})
+    assert api.blobs[variant.file("tflite").digest] == light.mlp()
+    assert [(s.name, s.datatype, s.shape) for s in variant.inputs] == [("x", "FP32", [-1, 64])]
+    assert [(s.name, s.datatype, s.shape) for s in variant.outputs] == [
+        ("label", "INT64", [-1]), ("scores", "FP32", [-1, 10]),
+    ]  # fmt: skip
+    w = light.weights(0)
+    x = np.load(folder / "golden.npz")["x"][:, 0]
+    wanted = np.maximum(x @ w["w1"] + w["b1"], 0) @ w["w2"] + w["b2"]
+    np.testing.assert_allclose(answers(api, variant), wanted, rtol=1e-4, atol=1e-4)
+    assert "ai-edge-litert 2" in manifest.provenance["tools"]
+    assert "onnx" not in manifest.provenance["tools"]
+
+
+def test_publishing_a_tflite_model_again_changes_nothing(operator, api, folder):
+    """The same file with the same options is the same package."""
+    first = publish(operator, folder, "digits.tflite")
+    again = publish(operator, folder, "digits.tflite")
+    assert (again["already_published"], again["manifest"]) == (True, first["manifest"])
+
+
+def test_onnx_and_tflite_of_one_model_are_one_package(operator, api, folder):
+    """Each device finds the variant for its hardware; both have the same golden inputs."""
+    (folder / "more.toml").write_text(
+        '[[variant]]\nid = "lite"\nhardware = ["rpi4"]\nmodel = "digits.tflite"\n'
+        "session_options = { num_threads = 2 }\n"
+    )
+    told = publish(
+        operator, folder, "digits.onnx", "--variants", folder / "more.toml",
+        "--file-license", "lite/model.tflite=MIT",
+    )  # fmt: skip
+    manifest = published(api, told)
+    onnx, lite = manifest.variants
+    assert (onnx.id, onnx.runtime.name, lite.id, lite.runtime.name) == (
+        "cpu", "onnxruntime", "lite", "litert",
+    )  # fmt: skip
+    assert fitting_variants(manifest, manifest.variants, "rpi4") == [lite]
+    assert fitting_variants(manifest, manifest.variants, "anything") == [onnx]
+    assert lite.file("tflite").path == "lite/model.tflite"
+    assert lite.file("tflite").license == "MIT"
+    assert lite.golden.path == "lite/golden.safetensors"
+    np.testing.assert_allclose(answers(api, onnx), answers(api, lite), rtol=1e-4, atol=1e-4)
+    assert {file["path"] for file in told["files"]} == {
+        "model.onnx", "golden.safetensors", "lite/model.tflite", "lite/golden.safetensors",
+    }  # fmt: skip
+    sbom = operator.json("model", "sbom", "digits", "1.0.0")
+    assert [c["name"] for c in sbom["components"]] == [f["path"] for f in told["files"]]
+
+
+def test_a_container_can_be_a_variant_too(operator, api, folder):
+    """It takes and gives what the model does, and proves itself by the model's golden vectors."""
+    image = f"registry.example/digits@sha256:{'0' * 64}"
+    (folder / "more.toml").write_text(
+        f'[[variant]]\nid = "box"\nhardware = ["server"]\nimage = "{image}"\nfallback = "cpu"\n'
+        "container = { port = 8000 }\n"
+    )
+    told = publish(operator, folder, "digits.onnx", "--variants", folder / "more.toml")
+    first, box = published(api, told).variants
+    assert (box.runtime.image, box.runtime.container.port, box.fallback) == (image, 8000, "cpu")
+    assert (box.inputs, box.outputs, box.golden) == (first.inputs, first.outputs, first.golden)
+    assert [entry.role for entry in box.files] == ["golden"]
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("nonsense", "bad_variants"),
+        ('[[variant]]\nid = "a"\nhardware = ["*"]\n', "bad_variants"),
+        ('[[variant]]\nid = "a"\nhardware = ["*"]\nmodel = "m"\nimage = "i"\n', "bad_variants"),
+        ('[[variant]]\nid = "cpu"\nhardware = ["*"]\nmodel = "digits.tflite"\n', "bad_variants"),
+        ('[[variant]]\nid = "a"\nhardware = ["*"]\nmodel = "m"\ncode = "x.py"\n', "bad_variants"),
+        ('[[variant]]\nid = "a"\nhardware = ["*"]\nmodel = "gone.tflite"\n', "missing_file"),
+        (('[[variant]]\nid = "a"\nhardware = ["b"]\nmodel = "digits.tflite"\n'
+         '[variant.session_options]\nexecution_mode = "parallel"\n'), "manifest_session_option"),
+        ('[[variant]]\nid = "a"\nhardware = ["b"]\nmodel = "digits.tflite"\nfallback = "z"\n',
+         "manifest_fallback"),
+    ],
+)  # fmt: skip
+def test_variants_that_cannot_be_are_refused(operator, folder, text, code):
+    """Unknown fields, no model or two, a taken id, options of another runtime: each its code."""
+    (folder / "more.toml").write_text(text)
+    failed = operator.error(
+        "model", "publish", folder / "digits.onnx", "--name", "digits", "--version", "1.0.0",
+        "--variants", folder / "more.toml",
+    )  # fmt: skip
+    assert failed["code"] == code, failed
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_what_no_device_would_run_is_not_published(cli, folder, name):
+    """The publisher's lint knows the device's rules, and says where and what to do."""
+    (folder / "bad.tflite").write_bytes(VARIANTS[name].build())
+    result = cli.run("model", "lint", folder / "bad.tflite", "--json", code=None)
+    told = json.loads(result.stdout.splitlines()[-1])
+    if name == "another accelerator's operator":  # it is not known here for whom it is
+        assert (result.exit_code, told["ok"]) == (0, True)
+        return
+    first, *_ = told.get("findings") or [told["error"]]
+    assert (result.exit_code, first["code"]) == (2, VARIANTS[name].code)
+    assert first["hint"]
+
+
+def test_lint_tells_what_a_good_tflite_model_takes(cli, folder):
+    """It may be published: operators, tensors, names and shapes are told."""
+    told = cli.json("model", "lint", folder / "digits.tflite")
+    assert (told["ok"], told["nodes"], told["tensors"]) == (True, 3, 9)
+    assert told["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 64]}]
+
+
+def test_text_and_several_signatures_cannot_be_served(cli, folder):
+    """What no client could send, and what nobody chose, is refused at the publisher's desk."""
+    (folder / "text.tflite").write_bytes(light.echo_text())
+    model = light.unpack(light.mlp())
+    model.signatureDefs = [*model.signatureDefs, *light.unpack(light.mlp()).signatureDefs]
+    for one, key in zip(model.signatureDefs, ("train", "infer"), strict=True):
+        one.signatureKey = key
+    (folder / "two.tflite").write_bytes(light.pack(model))
+    for name, words in (("text", "cannot be sent"), ("two", "'train', 'infer'")):
+        result = cli.run("model", "lint", folder / f"{name}.tflite", "--json", code=2)
+        (finding,) = json.loads(result.stdout)["findings"]
+        assert (finding["code"], words in finding["message"]) == ("io_type", True)
+
+
+def test_without_a_runtime_the_extra_is_named(operator, folder, monkeypatch):
+    """A machine without LiteRT is told what to install; nothing is published unproved."""
+    monkeypatch.setattr(runners, "LIBRARIES", {"ai-edge-litert": "no_such_package"})
+    failed = operator.error(
+        "model", "publish", folder / "digits.tflite", "--name", "digits", "--version", "1.0.0",
+    )  # fmt: skip
+    assert failed["code"] == "missing_extra"
+    assert "edgefleet[litert]" in failed["hint"]
