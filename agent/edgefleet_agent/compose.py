@@ -215,5 +215,6 @@ def _gateway_command(config: Config) -> list[str]:
         "--threads", str(inference.threads),
         "--orphan-timeout-s", str(inference.orphan_timeout_s),
         "--grpc", inference.grpc,
+        "--cgroup", inference.cgroup,
         *(["--triton-metrics"] if inference.triton_metrics else []),
     ]  # fmt: skip

@@ -33,6 +33,7 @@ class Inference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     threads: Count = 1  # intra-op threads a worker
     max_body_bytes: Count = 64 * 1024 * 1024
     grpc: str = ""  # loopback address of the gRPC door; '' = none, port 0 as for tcp
+    cgroup: str = "auto"  # of workers: what systemd delegates, a cgroup2 folder, or '' = none
     triton_metrics: bool = False  # Triton's names among the metrics, unasked
     memory_reserve_mb: Annotated[int, Meta(ge=0)] = 64  # a swap leaves so much memory available
     orphan_timeout_s: Annotated[float, Meta(ge=0)] = (

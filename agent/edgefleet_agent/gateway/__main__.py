@@ -27,6 +27,7 @@ def parse(arguments: list[str] | None = None) -> Options:
     parser.add_argument("--orphan-timeout-s", type=float, default=0.0)
     parser.add_argument("--triton-metrics", action="store_true")
     parser.add_argument("--grpc", default="")
+    parser.add_argument("--cgroup", default="")
     return Options(**vars(parser.parse_args(arguments)))
 
 

@@ -8,10 +8,15 @@ import signal
 
 
 class Child:
-    """Reaps the process when it ends; `ended` resolves to its status as `os.waitpid` gives it."""
+    """Reaps the process when it ends; `ended` resolves to its status as `os.waitpid` gives it.
+
+    Attributes:
+        out_of_memory: Whether its control group's memory limit has killed it, once it has ended.
+    """
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
+        self.out_of_memory = False
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[int] = self._loop.create_future()
         self._fd = os.pidfd_open(pid)

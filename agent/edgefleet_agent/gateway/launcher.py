@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from edgefleet_agent.gateway.cgroups import Cgroups
 from edgefleet_agent.gateway.child import Child, describe
 from edgefleet_agent.gateway.dialer import Dialer
 from edgefleet_agent.gateway.link import Link
@@ -39,8 +40,8 @@ class Started(NamedTuple):
 class Launcher:
     """Every worker of this gateway begins here; `running` holds those that have not ended."""
 
-    def __init__(self, spawner: Spawner, threads: int) -> None:
-        self._spawner = spawner
+    def __init__(self, spawner: Spawner, threads: int, cgroups: Cgroups) -> None:
+        self._spawner, self._cgroups = spawner, cgroups
         self._threads = threads
         self.running: set[Child] = set()
 
@@ -84,7 +85,8 @@ class Launcher:
             files = [*files[:-1], dialer.theirs.fileno()]
             child.ended.add_done_callback(lambda _: dialer.close())
         self.running.add(child)
-        child.ended.add_done_callback(lambda _: self.running.discard(child))
+        grouped = self._cgroups.place(child.pid, spec.limits, prove=prove)
+        child.ended.add_done_callback(lambda _: self._ended(child))
         first: asyncio.Future[frames.Report | None] = loop.create_future()
         longest = min(spec.limits.memory_mb * 2**20, _LONGEST_ANSWER)
         link = Link(lambda frame: _on_report(first, frame), lambda: _on_lost(first), longest)
@@ -111,12 +113,21 @@ class Launcher:
             return _failed("load_timeout", f"It was not ready after {patience} s.")
         report = first.result()
         if report is None:
-            return _died(await child.end(_EXIT_S))
+            status = await child.end(_EXIT_S)
+            return _died(status, out_of_memory=child.out_of_memory)
+        if grouped and report.sandbox:
+            layers = [*report.sandbox, self._cgroups.layer]
+            report = msgspec.structs.replace(report, sandbox=layers)
         if report.ok and not prove:
             return Started(report, link, child)
         link.close()
         await child.end(_EXIT_S)
         return Started(report, None, None)
+
+    def _ended(self, child: Child) -> None:
+        self.running.discard(child)
+        child.out_of_memory = self._cgroups.out_of_memory(child.pid)
+        self._cgroups.remove(child.pid)
 
 
 def _send_order(sock: socket.socket, order: frames.Order, files: Sequence[int]) -> bytes:
@@ -148,7 +159,9 @@ def _failed(code: str, message: str) -> Started:
     return Started(frames.Report(ok=False, code=code, message=message), None, None)
 
 
-def _died(status: int) -> Started:
+def _died(status: int, *, out_of_memory: bool) -> Started:
+    if out_of_memory:
+        return _failed("out_of_memory", "The kernel ended it: it outgrew its memory limit.")
     end = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
     if end == signal.SIGXCPU:
         return _failed("load_timeout", "It used up the processor time that its package allows.")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from edgefleet_agent.config import parse_address
+from edgefleet_agent.gateway.cgroups import Cgroups
 from edgefleet_agent.gateway.control_server import ControlServer
 from edgefleet_agent.gateway.door import Door
 from edgefleet_agent.gateway.endpoints import Endpoints
@@ -42,6 +43,7 @@ class Options(NamedTuple):
     orphan_timeout_s: float
     triton_metrics: bool
     grpc: str
+    cgroup: str
 
 
 def lock(run_dir: Path) -> IO[str]:
@@ -78,7 +80,7 @@ class Gateway:
         self._closing: asyncio.Task[None] | None = None
         self._orphan: asyncio.TimerHandle | None = None
         self._spawner = Spawner()
-        launcher = Launcher(self._spawner, options.threads)
+        launcher = Launcher(self._spawner, options.threads, Cgroups.find(options.cgroup))
         self._plane = Plane(launcher, options.queue_limit, options.timeout_s)
         self._endpoints = Endpoints(self._plane, triton_metrics=options.triton_metrics)
         self._control = ControlServer(self._plane, self.shutdown, self._on_agents)
