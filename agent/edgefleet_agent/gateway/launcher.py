@@ -71,9 +71,7 @@ class Launcher:
         loop = asyncio.get_running_loop()
         begun = time.monotonic()
         dialer = Dialer(files[-1]) if spec.container else None
-        ours, theirs = socket.socketpair()
-        for end in (ours, theirs):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
+        ours, theirs = _pair()
         try:
             child = await self._spawner.spawn(theirs, spec.runtime)
         except UnavailableError as error:
@@ -84,9 +82,7 @@ class Launcher:
         if dialer is not None:
             files = [*files[:-1], dialer.theirs.fileno()]
             child.ended.add_done_callback(lambda _: dialer.close())
-        self.running.add(child)
-        grouped = self._cgroups.place(child.pid, spec.limits, prove=prove)
-        child.ended.add_done_callback(lambda _: self._ended(child))
+        grouped = self._keep(child, spec, prove=prove)
         first: asyncio.Future[frames.Report | None] = loop.create_future()
         longest = min(spec.limits.memory_mb * 2**20, _LONGEST_ANSWER)
         link = Link(lambda frame: _on_report(first, frame), lambda: _on_lost(first), longest)
@@ -115,19 +111,33 @@ class Launcher:
         if report is None:
             status = await child.end(_EXIT_S)
             return _died(status, out_of_memory=child.out_of_memory)
-        if grouped and report.sandbox:
-            layers = [*report.sandbox, self._cgroups.layer]
-            report = msgspec.structs.replace(report, sandbox=layers)
+        report = self._named(report) if grouped else report
         if report.ok and not prove:
             return Started(report, link, child)
         link.close()
         await child.end(_EXIT_S)
         return Started(report, None, None)
 
+    def _keep(self, child: Child, spec: ModelSpec, *, prove: bool) -> bool:
+        """Take charge of a worker that has loaded nothing yet; return whether a group holds it."""
+        self.running.add(child)
+        child.ended.add_done_callback(lambda _: self._ended(child))
+        return self._cgroups.place(child.pid, spec.limits, prove=prove)
+
+    def _named(self, report: frames.Report) -> frames.Report:
+        return msgspec.structs.replace(report, sandbox=[*report.sandbox, self._cgroups.layer])
+
     def _ended(self, child: Child) -> None:
         self.running.discard(child)
         child.out_of_memory = self._cgroups.out_of_memory(child.pid)
         self._cgroups.remove(child.pid)
+
+
+def _pair() -> tuple[socket.socket, socket.socket]:
+    pair = socket.socketpair()
+    for end in pair:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
+    return pair
 
 
 def _send_order(sock: socket.socket, order: frames.Order, files: Sequence[int]) -> bytes:
