@@ -12,6 +12,7 @@ import pytest
 from edgefleet_shared.package import Limits
 from tests import tflite_models as light
 from tests.agent.gateways import Gateway, fp32, wait_for
+from tests.agent.test_gateway_life import kill_thrice
 from tests.models import golden_bytes, linear, package
 
 
@@ -126,3 +127,15 @@ def test_a_worker_that_dies_is_replaced(gateway, tmp_path):
     body = fp32("x", [1.0] * 4, [1, 4])
     wait_for(lambda: gateway.infer(body, "mortal")[0] == 200, "an answer")
     assert gateway.process.poll() is None
+
+
+def test_three_crashes_of_a_tflite_worker_bring_the_onnx_version_back(gateway, tmp_path):
+    """A crashing LiteRT worker takes nothing along: it is quarantined, and the standby serves."""
+    good = package(tmp_path, linear(1.0), name="frail")
+    bad = package(tmp_path, light.linear(2.0), name="frail", version="2.0.0")
+    gateway.control.serve(good)
+    gateway.control.serve(bad)
+    kill_thrice(gateway, bad.spec.digest)
+    event = gateway.control.wait_event("quarantined")
+    assert (event.digest, event.fallback) == (bad.spec.digest, good.spec.digest)
+    assert data(gateway.infer(fp32("x", [1.0] * 4, [1, 4]), "frail")) == [4, 4]

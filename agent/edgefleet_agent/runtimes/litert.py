@@ -232,13 +232,14 @@ def _threads(options: Mapping[str, object], limit: int) -> int:
 
 
 def _check_memory(error: Exception, interpreter: Any) -> None:
-    """Tell want of memory, for which the library has no words, from what else has none.
+    """Tell want of memory, for which the library has no words of its own, from other failures.
 
     Raises:
         MemoryError: The model's tensors need more address space than is left.
     """
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if str(error).strip() or interpreter is None or limit == resource.RLIM_INFINITY:
+    silent = not str(error).strip() or "failed to prepare" in str(error)
+    if not silent or interpreter is None or limit == resource.RLIM_INFINITY:
         return
     held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     sizes = [
