@@ -75,6 +75,10 @@ class Dockerd:
         """Return a client of the SDK."""
         return docker.DockerClient(base_url=f"unix://{self.socket}", timeout=timeout_s)
 
+    def closing(self) -> contextlib.closing[docker.DockerClient]:
+        """Return a client that `with` closes."""
+        return contextlib.closing(self.client())
+
     def stop(self) -> None:
         """Stop it; its containers end with it."""
         self.process.terminate()
