@@ -186,10 +186,11 @@ def tools(runtimes: Sequence[RuntimeName] = ("onnxruntime",)) -> str:
 
 
 def _provenance(built: Sequence[Built], about: Description) -> dict[str, str]:
+    runtimes = dict.fromkeys(one.report.runtime for one in built)
     said = {
         "producer": built[0].report.producer,
         "source": about.source,
         "signed": about.signed,
-        "tools": tools(list(dict.fromkeys(one.report.runtime for one in built))),
+        "tools": tools([name for name in runtimes if name != "container"]),
     }
     return {key: value for key, value in said.items() if value}

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from msgspec import structs
 
 from edgefleet_provisioning import (
+    container_build,
     golden,
     intake,
     licenses,
@@ -25,7 +26,8 @@ from edgefleet_provisioning.lint import LintReport, demand_clean, lint
 from edgefleet_provisioning.package_build import Counters, Description
 from edgefleet_provisioning.variant_build import Blob, Built
 from edgefleet_provisioning.variants_file import FIRST, Wanted
-from edgefleet_shared.package import Manifest, ReferenceHistogram, TensorSpec
+from edgefleet_shared.errors import InvalidInputError
+from edgefleet_shared.package import ContainerNeed, Manifest, ReferenceHistogram, TensorSpec
 
 CASES_OF_SAMPLE = 4
 
@@ -36,7 +38,7 @@ class Request(NamedTuple):
     `key` is that of the model's maker, who must have signed it; `signature` their bundle.
     """
 
-    model: Path
+    model: Path | None
     about: Description
     golden: Path | None = None
     sample: Path | None = None
@@ -46,6 +48,9 @@ class Request(NamedTuple):
     signature: Path | None = None
     processing: Path | None = None
     variants: Path | None = None
+    image: str = ""
+    tensors: Path | None = None
+    container: ContainerNeed = ContainerNeed()
 
 
 class Draft(NamedTuple):
@@ -81,6 +86,13 @@ def prepare(request: Request, say: Callable[[str], None]) -> Draft:
     about = request.about
     if request.labels:
         about = about._replace(labels=package_build.read_labels(request.labels))
+    if request.model is None:
+        return _container_alone(request, about)
+    if request.tensors:
+        raise InvalidInputError(
+            "--tensors is for an image alone: beside a model, the model says what it takes.",
+            code="usage",
+        )
     model = request.model.resolve()
     vouched = intake.demand(request.model, request.key, request.signature) if request.key else None
     about = about._replace(signed=vouched.note if vouched else "")
@@ -101,6 +113,38 @@ def prepare(request: Request, say: Callable[[str], None]) -> Draft:
     built = [shop.build(first, report, cases, "")]
     for wanted in variants_file.read(request.variants) if request.variants else []:
         built.append(shop.further(wanted, built[0], cases))
+    if request.image:
+        built.append(shop.further(_box(request), built[0], cases))
+    package_build.check_licensed(about, built)
+    return Draft(about, built, histograms)
+
+
+def _box(request: Request) -> Wanted:
+    about = request.about
+    return Wanted(
+        container_build.VARIANT, list(about.hardware), image=request.image,
+        memory_mb=about.memory_mb, load_s=about.load_s, container=request.container,
+    )  # fmt: skip
+
+
+def _container_alone(request: Request, about: Description) -> Draft:
+    """Build a version whose only variant is a container; its answers cannot be computed here."""
+    beside = (request.key, request.processing, request.variants)
+    if not request.image or not request.tensors or any(beside):
+        raise InvalidInputError(
+            "Give a model file, or --image with --tensors; a maker's signature, --processing and "
+            "--variants are for model files.",
+            code="usage",
+        )
+    tensors = container_build.read_tensors(request.tensors)
+    sample = read_npz(request.sample, "sample") if request.sample else {}
+    histograms = reference.histograms(sample, tensors.inputs) if sample else []
+    cases: list[golden.Case] = []
+    if request.golden:
+        cases = container_build.cases_of(read_npz(request.golden, "golden file"), tensors)
+    data = variant_build.data_blobs(golden.encode(cases) if cases else b"", about.labels)
+    blobs = package_build.blobs(about, [], data, "")
+    built = [Built(_box(request), container_build.report(tensors), blobs, len(cases))]
     package_build.check_licensed(about, built)
     return Draft(about, built, histograms)
 
@@ -133,11 +177,11 @@ class _Shop(NamedTuple):
 
     def further(self, wanted: Wanted, first: Built, cases: Sequence[golden.Case]) -> Built:
         """Return one more variant; golden inputs are the first one's unless it has its own."""
-        assert self.request.variants is not None
-        folder = self.request.variants.resolve().parent
         if wanted.image:
             data = [blob for blob in first.blobs if blob.entry.role in {"golden", "labels"}]
             return Built(wanted, first.report, data, first.cases)
+        assert self.request.variants is not None
+        folder = self.request.variants.resolve().parent
         model = folder / wanted.model
         report = lint(model, self.request.max_tensor_mb)
         demand_clean(report, model.name)

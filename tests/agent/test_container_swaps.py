@@ -1,4 +1,4 @@
-"""A container among other workers: swapped under load, crashing, short of memory, without docker."""
+"""A container among other workers: under load, crashing, short of memory, without its docker."""
 
 from __future__ import annotations
 

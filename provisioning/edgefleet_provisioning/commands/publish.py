@@ -25,7 +25,7 @@ from edgefleet_provisioning.progress import UploadProgress
 from edgefleet_provisioning.seen import Seen
 from edgefleet_provisioning.settings import connection, need_folder
 from edgefleet_shared.identifiers import sha256_digest
-from edgefleet_shared.package import publisher_role
+from edgefleet_shared.package import ContainerNeed, publisher_role
 
 if TYPE_CHECKING:
     from edgefleet_provisioning.packaging import Draft
@@ -33,9 +33,23 @@ if TYPE_CHECKING:
 
 
 def publish(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The model: .onnx or .tflite.")],
     name: Annotated[str, typer.Option(help="Model name, for example digits.")],
     version: Annotated[str, typer.Option(help="MAJOR.MINOR.PATCH; never published twice.")],
+    model: Annotated[
+        Path | None,
+        typer.Argument(metavar="[MODEL]", help="The model: .onnx or .tflite; or give --image."),
+    ] = None,
+    image: Annotated[
+        str, typer.Option(metavar="NAME@sha256:HEX", help="A container that answers; no tag.")
+    ] = "",
+    tensors: Annotated[
+        Path | None, typer.Option(help="With --image alone: JSON of its inputs and outputs.")
+    ] = None,
+    port: Annotated[int, typer.Option(help="TCP port in the container. Default: a socket.")] = 0,
+    served_as: Annotated[str, typer.Option(help="The model's name in the container.")] = "",
+    concurrency: Annotated[int, typer.Option(help="Requests at once in the container.")] = 1,
+    cpus: Annotated[float, typer.Option(help="Processors of the container.")] = 0.0,
+    pids: Annotated[int, typer.Option(help="Processes and threads in the container.")] = 256,
     golden: Annotated[
         Path | None, typer.Option(help="npz of inputs, with answers or without.")
     ] = None,
@@ -104,7 +118,8 @@ def publish(
     )  # fmt: skip
     request = Request(
         model, about, golden, sample, labels, max_tensor_mb, require_signature, signature,
-        processing, variants,
+        processing, variants, image, tensors,
+        ContainerNeed(port, served_as, concurrency, cpus, pids),
     )  # fmt: skip
     if output:
         draft = prepare(request, voice.note)
