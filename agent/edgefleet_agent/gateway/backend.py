@@ -12,6 +12,7 @@ import msgspec
 
 from edgefleet_agent.gateway.child import Child
 from edgefleet_agent.gateway.counters import Counters
+from edgefleet_agent.gateway.fast_slots import Reach
 from edgefleet_agent.gateway.launcher import Started
 from edgefleet_agent.gateway.link import Link
 from edgefleet_agent.gateway.pending import Pending
@@ -57,6 +58,7 @@ class Backend:
         self._number = 0
         self._drained: asyncio.Future[None] | None = None
         self._link: Link | None = None
+        self._reach: Reach | None = None
         self._child: Child | None = None
 
     @property
@@ -74,6 +76,7 @@ class Backend:
         link, self._child = started.link, started.child
         assert link is not None
         self._link = link
+        self._reach = Reach(started.descriptors) if started.descriptors else None
         self.counters.memory_kb = started.report.memory_kb
         self.counters.accelerated_pct = started.report.accelerated_pct
         link.on_frame = self._on_frame
@@ -87,12 +90,15 @@ class Backend:
             self.progress_ns = time.monotonic_ns()
         self.in_flight[number] = pending
         pending.backend = self
-        kind = frames.INFER_ALONE if pending.alone else frames.INFER
-        body = pending.body
-        self._link.send(
-            frames.HEADER.pack(len(body), kind, 0, number, pending.json_length, pending.deadline),
-            body,
-        )
+        kind, client = frames.INFER_ALONE if pending.alone else frames.INFER, 0
+        if (shared := pending.shared) is not None:
+            if self._reach is None or not self._reach.bring(shared.slots):
+                del self.in_flight[number]
+                self._on_answer(pending, 503, _NOT_NOW, frames.NO_JSON, 0, False)
+                return
+            kind, client = kind + frames.FAST, shared.client
+        body, length, deadline = pending.body, pending.json_length, pending.deadline
+        self._link.send(frames.HEADER.pack(len(body), kind, client, number, length, deadline), body)
 
     def _on_frame(self, frame: frames.Frame) -> None:
         kind, status, number, json_length, spent, body = frame
@@ -112,10 +118,16 @@ class Backend:
         if self._link is None:
             return  # it was asked to go
         self._link = None
+        self._let_go()
         self._tell_drained()
         self._deaths.append(time.monotonic())
         self.counters.crashes += 1
         self._on_death(self)
+
+    def _let_go(self) -> None:
+        if self._reach is not None:
+            self._reach.close()
+            self._reach = None
 
     def failed_to_start(self) -> None:
         """Count a respawn that did not come up as one more crash."""
@@ -164,6 +176,7 @@ class Backend:
     async def end(self, patience_s: float) -> None:
         """End the worker, if there is one, and close the files."""
         link, self._link = self._link, None
+        self._let_go()
         if link is not None:
             link.close()
         if self._child is not None:
@@ -174,6 +187,7 @@ class Backend:
         self.files = []
 
 
+_NOT_NOW = b'{"error":"The worker has too much shared memory; try again later.","code":"busy"}'
 _NONSENSE = b'{"error":"The worker answered with nonsense.","code":"inference_failed"}'
 
 

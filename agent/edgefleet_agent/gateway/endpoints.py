@@ -17,6 +17,7 @@ from edgefleet_agent.ipc.frames import NO_JSON
 from edgefleet_shared.processing_rules import outer
 
 if TYPE_CHECKING:
+    from edgefleet_agent.gateway.fast import Connection as FastConnection
     from edgefleet_agent.gateway.http import Connection
 
 PLATFORMS = {"onnxruntime": "onnx_onnxv1", "litert": "tflite_flatbuffer"}
@@ -88,14 +89,14 @@ class Endpoints:
     def __init__(self, plane: Plane, *, triton_metrics: bool = False) -> None:
         self._plane = plane
         self._triton_metrics = triton_metrics
-        self._submit = plane.router.submit
-        self.connections: set[Connection] = set()
+        self.submit = plane.router.submit
+        self.connections: set[Connection | FastConnection] = set()
 
     def handle(self, request: Request, connection: Connection) -> None:
         """Answer, now or later, by `connection`."""
         target = parse_target(request.target)
         if target.kind == "infer" and request.method == b"POST":
-            self._submit(
+            self.submit(
                 connection,
                 target.model,
                 target.version,

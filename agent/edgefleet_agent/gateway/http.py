@@ -7,13 +7,17 @@ chunks have been the hole in other servers.
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from collections import deque
 from typing import TYPE_CHECKING, cast
 
 import httptools
 
+from edgefleet_agent.gateway.fast import Connection as FastConnection
 from edgefleet_agent.gateway.intake import MAX_CONNECTIONS, Intake
 from edgefleet_agent.gateway.messages import HEAD_MAX_BYTES, Request, error, inference, status_line
+from edgefleet_agent.ipc import fast
 
 if TYPE_CHECKING:
     from edgefleet_agent.gateway.endpoints import Endpoints
@@ -37,6 +41,7 @@ class Connection(asyncio.Protocol):
         self._ended = False  # the client has sent its last byte
         self._blocked = False  # the client does not read its answers
         self._head_bytes = 0
+        self._fresh = True  # nothing has come yet
         self._request = Request()
         self._parts: list[bytes] = []
         self._partial = 0  # bytes in parts
@@ -77,9 +82,13 @@ class Connection(asyncio.Protocol):
         self._pump()
 
     def data_received(self, data: bytes) -> None:
-        """Parse; refuse what is not HTTP/1.x."""
+        """Parse; refuse what is not HTTP/1.x, but for the first byte of the fast path."""
         if self._refusing:
             return
+        if self._fresh:
+            self._fresh = False
+            if data[0] == fast.MAGIC and self._hand_over(data):
+                return
         if not self._request.headers_done:
             self._head_bytes += len(data)
         try:
@@ -96,6 +105,19 @@ class Connection(asyncio.Protocol):
         self._pump()
         if self._queue and self._transport is not None:
             self._transport.pause_reading()
+
+    def _hand_over(self, data: bytes) -> bool:
+        """Let the fast path go on with this socket; False if it cannot carry descriptors."""
+        transport = self._transport
+        sock = transport.get_extra_info("socket") if transport is not None else None
+        if transport is None or sock is None or sock.family != socket.AF_UNIX:
+            return False
+        self._refusing = True
+        own = socket.socket(fileno=os.dup(sock.fileno()))
+        transport.abort()
+        self._endpoints.connections.discard(self)
+        FastConnection(own, self._endpoints, self._intake, data)
+        return True
 
     # ------------------------------------------------------------------- parser
 

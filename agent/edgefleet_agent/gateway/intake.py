@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from edgefleet_agent.gateway.fast_slots import Pool
+
 MAX_CONNECTIONS = 1024
 """Far below the descriptors of a process: agentd and workers must always get theirs."""
 _BODIES = 4
@@ -16,12 +18,14 @@ class Intake:
 
     Attributes:
         held: Bytes of bodies that have come and are not answered yet.
+        slots: What clients of the fast path share.
     """
 
-    __slots__ = ("held", "max_body", "max_held", "patience_s")
+    __slots__ = ("held", "max_body", "max_held", "patience_s", "slots")
 
     def __init__(self, max_body_bytes: int, patience_s: float) -> None:
         self.max_body = max_body_bytes
         self.max_held = _BODIES * max_body_bytes
         self.patience_s = patience_s
         self.held = 0
+        self.slots = Pool()

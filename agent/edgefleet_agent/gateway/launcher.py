@@ -30,11 +30,15 @@ _LONGEST_ANSWER = 2**30  # bytes; nor can an answer be larger than the worker's 
 
 
 class Started(NamedTuple):
-    """A worker's report; link and child only of one that serves."""
+    """A worker's report; the rest only of one that serves.
+
+    `descriptors` is the socket on which it takes applications' memory.
+    """
 
     report: frames.Report
     link: Link | None
     child: Child | None
+    descriptors: socket.socket | None = None
 
 
 class Launcher:
@@ -44,6 +48,22 @@ class Launcher:
         self._spawner, self._cgroups = spawner, cgroups
         self._threads = threads
         self.running: set[Child] = set()
+
+    async def launch_serving(
+        self, spec: ModelSpec, files: Sequence[int], *, again: bool = False
+    ) -> Started:
+        """Start a worker that serves, with a socket on which it takes applications' memory."""
+        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with far:
+                started = await self.launch(spec, files, again=again, channels=[far.fileno()])
+        except BaseException:
+            near.close()
+            raise
+        if started.link is None:
+            near.close()
+            return started
+        return started._replace(descriptors=near)
 
     async def launch(
         self,
@@ -55,6 +75,7 @@ class Launcher:
         measure: bool = False,
         prepare_bytes: int = 0,
         cancel: asyncio.Future[None] | None = None,
+        channels: Sequence[int] = (),
     ) -> Started:
         """Start a worker. Never raises for a bad model or a dead worker: the report says it.
 
@@ -67,6 +88,7 @@ class Launcher:
             measure: Time the golden inputs too.
             prepare_bytes: As in `frames.Order`; with `prove`.
             cancel: Once it is done, the worker is ended.
+            channels: As in `frames.Order`; they stay the caller's.
         """
         loop = asyncio.get_running_loop()
         begun = time.monotonic()
@@ -89,9 +111,9 @@ class Launcher:
         threads = max(1, min(spec.threads, self._threads))
         spec = msgspec.structs.replace(spec, threads=threads)
         order = frames.Order(
-            spec, prove, threads, os.getpid(), again, measure=measure, prepare_bytes=prepare_bytes
+            spec, prove, threads, os.getpid(), again, measure, prepare_bytes, len(channels)
         )
-        rest = _send_order(ours, order, files)
+        rest = _send_order(ours, order, [*files, *channels])
         ours.setblocking(False)
         await loop.create_connection(lambda: link, sock=ours)
         if rest:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from edgefleet_agent.gateway.backend import Backend
+    from edgefleet_agent.gateway.fast_slots import Shared
     from edgefleet_agent.gateway.router import Route
 
 
@@ -20,12 +21,13 @@ class Pending:
     """One request, kept whole until it is answered, so that it can be asked again.
 
     Times are nanoseconds on CLOCK_MONOTONIC. `pinned` is the backend of an explicit version;
-    `alone` is set once the request has been in a worker that died.
+    `alone` is set once the request has been in a worker that died. `shared` is None for a request
+    that is complete in its body.
     """
 
     __slots__ = (
         "alone", "arrived", "asker", "backend", "body", "deadline", "done", "json_length",
-        "pinned", "route",
+        "pinned", "route", "shared",
     )  # fmt: skip
 
     def __init__(
@@ -37,6 +39,7 @@ class Pending:
         arrived: int,
         deadline: int,
         pinned: Backend | None,
+        shared: Shared | None,
     ) -> None:
         self.asker = asker
         self.route = route
@@ -45,6 +48,7 @@ class Pending:
         self.arrived = arrived
         self.deadline = deadline
         self.pinned = pinned
+        self.shared = shared
         self.backend: Backend | None = None
         self.alone = False
         self.done = False

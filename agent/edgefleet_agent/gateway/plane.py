@@ -106,7 +106,7 @@ class Plane:
         return _outcome(number, report, backend.pid if backend else 0)
 
     async def _load(self, spec: ModelSpec, files: list[int]) -> Report:
-        started = await self._launcher.launch(spec, files)
+        started = await self._launcher.launch_serving(spec, files)
         self._note_sandbox(spec, started.report)
         if started.link is None:
             _close(files)
@@ -222,7 +222,9 @@ class Plane:
     async def _respawn(self, backend: Backend) -> None:
         while True:
             share = backend.counters.accelerated_pct
-            started = await self._launcher.launch(backend.spec, backend.files, again=True)
+            started = await self._launcher.launch_serving(
+                backend.spec, backend.files, again=True
+            )
             route = self._route_of(backend)
             if started.link is not None:
                 backend.attach(started)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import msgspec
 
 from edgefleet_agent.gateway.backend import Backend
+from edgefleet_agent.gateway.fast_slots import Shared
 from edgefleet_agent.gateway.pending import Asker, Pending
 from edgefleet_agent.ipc.frames import NO_JSON
 
@@ -73,8 +74,12 @@ class Router:
         body: bytes,
         json_length: int,
         timeout_ns: int = 0,
+        shared: Shared | None = None,
     ) -> None:
-        """Take one inference request; the answer comes by `asker.answer`, perhaps at once."""
+        """Take one inference request; the answer comes by `asker.answer`, perhaps at once.
+
+        `shared` is what a request of the fast path refers to; its `json_length` is its head's.
+        """
         route = self.routes.get(model)
         if route is None:
             asker.answer(404, problem(f"There is no model {model!r}.", "unknown_model"), NO_JSON)
@@ -96,7 +101,7 @@ class Router:
             route.mark_ns = now
         route.open += 1
         deadline = now + (timeout_ns or self._timeout_ns)
-        pending = Pending(asker, route, body, json_length, now, deadline, pinned)
+        pending = Pending(asker, route, body, json_length, now, deadline, pinned, shared)
         self._open[pending] = None
         if self._sweep_timer is None or deadline < self._sweep_at:
             self._arm(deadline)

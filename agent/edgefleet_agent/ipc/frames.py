@@ -26,6 +26,10 @@ INFER_ALONE: Final = 4  # as INFER; it runs when all answers before it are sent,
 ANSWER: Final = 5  # worker -> gateway
 ANSWER_NONFINITE: Final = 6  # as ANSWER; an output holds NaN or infinity
 
+FAST: Final = 16
+"""Added to INFER or INFER_ALONE: the body is a head and inline tensors of `fast`, `JSON length` the
+head's length and `status` the client whose slots it names. The answer's body is the same."""
+
 ROOM = 64 * 1024
 """Bytes a buffer has at first, and goes back to after a large frame."""
 
@@ -46,6 +50,7 @@ class Order(msgspec.Struct, frozen=True):
     died, and nobody has hashed the files since. `measure`: time the golden inputs as well.
     `prepare_bytes`: make the prepared form instead, into the descriptors after the package's, none
     longer than this.
+    `channels`: so many sockets come as descriptors after the package's; the first is `mapping`'s.
     """
 
     spec: ModelSpec
@@ -55,6 +60,7 @@ class Order(msgspec.Struct, frozen=True):
     again: bool = False
     measure: bool = False
     prepare_bytes: int = 0
+    channels: int = 0
 
 
 class Report(msgspec.Struct, frozen=True):

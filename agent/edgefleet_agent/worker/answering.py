@@ -9,7 +9,8 @@ import msgspec
 
 from edgefleet_agent.ipc import frames
 from edgefleet_agent.ports import Session
-from edgefleet_agent.worker.codec import Codec
+from edgefleet_agent.worker.codec import Codec, Decoded
+from edgefleet_agent.worker.fast_codec import Asked, FastCodec
 from edgefleet_shared.errors import InvalidInputError
 
 
@@ -34,22 +35,34 @@ class Answerer:
         session: The bare model, which requests with the parameter `raw` ask.
         door: What the others ask: the same, or with the package's processing around it.
         codec: Reads and writes them.
+        fast: The same for the fast path.
     """
 
-    def __init__(self, session: Session, door: Session, codec: Codec) -> None:
+    def __init__(self, session: Session, door: Session, codec: Codec, fast: FastCodec) -> None:
         self._session = session
         self._door = door
         self._codec = codec
+        self._fast = fast
 
-    def answer(self, body: memoryview, json_length: int) -> Answer:
-        """Answer one request's body; never raises for what a client sent or a model did."""
+    def answer(self, body: memoryview, json_length: int, client: int = 0) -> Answer:
+        """Answer one request's body; never raises for what a client sent or a model did.
+
+        `client` is that of the fast path, 0 for the others.
+        """
         spent = 0
+        request: Asked | Decoded
         try:
-            request = self._codec.decode(body, json_length)
+            if client:
+                request = self._fast.decode(body, json_length, client)
+            else:
+                request = self._codec.decode(body, json_length)
             begun = time.perf_counter_ns()
             found = (self._session if request.raw else self._door).run(request.inputs)
             spent = time.perf_counter_ns() - begun
-            json_length, parts, nonfinite = self._codec.encode(request, found)
+            if isinstance(request, Asked):
+                json_length, parts, nonfinite = self._fast.encode(request, found)
+            else:
+                json_length, parts, nonfinite = self._codec.encode(request, found)
         except (InvalidInputError, ValueError) as error:
             return Answer(400, frames.NO_JSON, [_problem(error, "invalid_request")], False, spent)
         except Exception as error:  # noqa: BLE001 - one bad request must not end the worker

@@ -5,7 +5,7 @@ Messages name what is wrong; whoever sent the request reads them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 
 from edgefleet_agent.ipc.control import ModelSpec
+from edgefleet_agent.ipc.fast import Tensor
 from edgefleet_agent.ipc.frames import NO_JSON
 from edgefleet_agent.worker import tensors
 from edgefleet_shared.errors import InvalidInputError
@@ -73,11 +74,11 @@ class Codec:
 
     def __init__(self, spec: ModelSpec) -> None:
         self._spec = spec
-        self._raw: Codec | None = None
+        self.raw: Codec | None = None  # for requests that ask the bare model
         self._blob = ""  # the input whose elements are files
         inputs, outputs = spec.inputs, spec.outputs
         if spec.processing is not None:
-            self._raw = Codec(msgspec.structs.replace(spec, processing=None))
+            self.raw = Codec(msgspec.structs.replace(spec, processing=None))
             inputs, outputs = outer(spec.processing, inputs, outputs)
             self._blob = spec.processing.image if spec.processing.pre else ""
         self._inputs = {tensor.name: tensor for tensor in inputs}
@@ -112,14 +113,13 @@ class Codec:
             raise InvalidInputError("The request is not UTF-8.") from error
         except RecursionError as error:
             raise InvalidInputError("The request is nested too deeply.") from error
-        if self._raw is not None and request.parameters.get("raw") is True:
-            return self._raw._decode(request, body, json_length)._replace(raw=True)  # noqa: SLF001
+        if self.raw is not None and request.parameters.get("raw") is True:
+            return self.raw._decode(request, body, json_length)._replace(raw=True)  # noqa: SLF001
         return self._decode(request, body, json_length)
 
     def _decode(self, request: _Request, body: memoryview, json_length: int) -> Decoded:
         arrays = self._arrays(request, body, json_length)
-        if missing := self._inputs.keys() - arrays.keys():
-            raise InvalidInputError(f"Input {min(missing)!r} is missing.")
+        self.check_complete(arrays)
         return Decoded(arrays, request.id, self._wanted(request))
 
     def _arrays(self, request: _Request, body: memoryview, at: int) -> dict[str, np.ndarray]:
@@ -129,7 +129,7 @@ class Codec:
             name = given.name
             if name in arrays:
                 raise InvalidInputError(f"Input {name!r} is given twice.")
-            self._check(given)
+            self.check(given)
             size = given.parameters.get("binary_data_size")
             if size is None:
                 if not given.data:
@@ -139,7 +139,7 @@ class Codec:
             if type(size) is not int or not 0 <= size <= len(body) - at or given.data:
                 raise InvalidInputError(f"The binary_data_size of input {name!r} is wrong.")
             data = body[at : at + size]
-            arrays[name] = self._from_binary(given, data)
+            arrays[name] = self.from_binary(given, data)
             at += size
         if at != len(body):
             raise InvalidInputError(f"{len(body) - at} bytes stand after the last tensor.")
@@ -150,10 +150,21 @@ class Codec:
             return tensors.blobs_from_json(given.name, given.shape, given.data)
         return tensors.from_json(given.name, given.datatype, given.shape, given.data)
 
-    def _from_binary(self, given: _Input, data: memoryview) -> np.ndarray:
+    def from_binary(self, given: _Input | Tensor, data: memoryview) -> np.ndarray:
+        """Return an input of little-endian row-major bytes, without a copy where it may.
+
+        Raises:
+            InvalidInputError: The size does not fit the shape, or the BYTES framing is broken.
+        """
+        shape = list(given.shape)
         if given.name == self._blob and given.datatype == "BYTES":
-            return tensors.blobs_from_binary(given.name, given.shape, data)
-        return tensors.from_binary(given.name, given.datatype, given.shape, data)
+            return tensors.blobs_from_binary(given.name, shape, data)
+        return tensors.from_binary(given.name, given.datatype, shape, data)
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """Datatypes of the outputs by name."""
+        return {name: tensor.datatype for name, tensor in self._outputs.items()}
 
     def _decode_raw(self, body: memoryview) -> Decoded:
         """Take a body that is the only input itself; of a file, answer as JSON."""
@@ -171,7 +182,12 @@ class Codec:
         array = tensors.from_binary(expected.name, expected.datatype, shape, body)
         return Decoded({expected.name: array}, "", self._all_binary)
 
-    def _check(self, given: _Input) -> None:
+    def check(self, given: _Input | Tensor) -> None:
+        """Compare what is said of an input with the signature.
+
+        Raises:
+            InvalidInputError: It does not fit.
+        """
         expected = self._inputs.get(given.name)
         if expected is None:
             raise InvalidInputError(
@@ -184,9 +200,18 @@ class Codec:
             )
         if not fits(given.shape, expected):
             raise InvalidInputError(
-                f"Input {given.name!r} has shape {given.shape[:16]} and must have "
+                f"Input {given.name!r} has shape {list(given.shape[:16])} and must have "
                 f"{expected.shape} (-1 = any)."
             )
+
+    def check_complete(self, arrays: Collection[str]) -> None:
+        """See to it that every input is there.
+
+        Raises:
+            InvalidInputError: One is missing.
+        """
+        if missing := self._inputs.keys() - set(arrays):
+            raise InvalidInputError(f"Input {min(missing)!r} is missing.")
 
     def _wanted(self, request: _Request) -> dict[str, bool]:
         binary = request.parameters.get("binary_data_output") is True
@@ -212,8 +237,8 @@ class Codec:
         Raises:
             InvalidInputError: An FP16 output was asked for as JSON.
         """
-        if request.raw and self._raw is not None:
-            return self._raw.encode(request, found)
+        if request.raw and self.raw is not None:
+            return self.raw.encode(request, found)
         outputs: list[dict[str, Any]] = []
         parts: list[bytes] = []
         nonfinite = getattr(found, "nonfinite", False)
@@ -236,7 +261,7 @@ class Codec:
         return (len(text) if parts else NO_JSON), [text, *parts], nonfinite
 
 
-def fits(shape: list[int], expected: TensorSpec) -> bool:
+def fits(shape: Sequence[int], expected: TensorSpec) -> bool:
     """Tell whether a concrete shape fits a signature, where -1 is any size."""
     return len(shape) == len(expected.shape) and all(
         got >= 0 and want in {-1, got} for got, want in zip(shape, expected.shape, strict=True)

@@ -58,24 +58,23 @@ class Loop:
             buffer.wrote(count)
 
     def _serve(self, frame: frames.Frame) -> None:
-        kind, _, number, json_length, deadline, body = frame
+        kind, client, number, json_length, deadline, body = frame
         pool = self._pool
         if pool is not None and (self._pace.long or not pool.idle):
             self._hand_over(pool, frame)
             return
-        if self._out and (
-            kind == frames.INFER_ALONE or time.monotonic_ns() - self._unsent_since > FLUSH_NS
-        ):
+        alone = kind & ~frames.FAST == frames.INFER_ALONE
+        if self._out and (alone or time.monotonic_ns() - self._unsent_since > FLUSH_NS):
             self._flush()
-        answer = self._answer(body, json_length, deadline)
+        answer = self._answer(body, json_length, deadline, client)
         if not self._out:
             self._unsent_since = time.monotonic_ns()
         self._out += _framed(number, answer)
 
-    def _answer(self, body: memoryview, json_length: int, deadline: int) -> Answer:
+    def _answer(self, body: memoryview, json_length: int, deadline: int, client: int) -> Answer:
         if deadline < time.monotonic_ns():
             return TOO_LATE
-        answer = self._answerer.answer(body, json_length)
+        answer = self._answerer.answer(body, json_length, client)
         self._pace.ran(answer.spent)
         return answer
 
@@ -88,7 +87,7 @@ class Loop:
 
     def _hand_over(self, pool: Pool, frame: frames.Frame) -> None:
         """Let a thread run it; the body stays where it was received."""
-        kind, _, number, json_length, deadline, body = frame
+        kind, client, number, json_length, deadline, body = frame
         if self._out:
             self._flush()
         if len(body) < frames.ROOM // 4:
@@ -97,7 +96,7 @@ class Loop:
             lent = self._buffer.lend()
 
         def work(*, again: bool = True) -> None:
-            answer = self._answer(body, json_length, deadline)
+            answer = self._answer(body, json_length, deadline, client)
             if again and _lacks_memory(answer):
                 pool.narrow()  # the package's limit is for one run at a time
                 pool.put(lambda: work(again=False), alone=True)
@@ -106,7 +105,7 @@ class Loop:
                 self._buffer.recycle(lent)
             self._send(number, answer)
 
-        alone = kind == frames.INFER_ALONE
+        alone = kind & ~frames.FAST == frames.INFER_ALONE
         pool.put(lambda: work(again=not alone), alone=alone)
 
     def _send(self, number: int, answer: Answer) -> None:

@@ -21,6 +21,7 @@ from typing import Final
 
 import edgefleet_agent
 import edgefleet_shared
+from edgefleet_agent.ipc import mapping
 from edgefleet_agent.ipc.frames import Order
 from edgefleet_agent.worker import landlock, seccomp
 
@@ -127,11 +128,15 @@ def drop_capabilities() -> bool:
 
 
 def limit(order: Order) -> None:
-    """Set the package's limits: memory above what the process has now, file size, CPU to prove."""
+    """Set the package's limits: memory above what the process has now, file size, CPU to prove.
+
+    Applications' memory, which a serving worker maps, comes on top: it is not the model's.
+    """
     limits = order.spec.limits
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     held = pages * resource.getpagesize()
-    _lower(resource.RLIMIT_AS, held + limits.memory_mb * 2**20)
+    mapped = 0 if order.prove else mapping.MAPPED_MAX
+    _lower(resource.RLIMIT_AS, held + limits.memory_mb * 2**20 + mapped)
     _lower(resource.RLIMIT_FSIZE, order.prepare_bytes or limits.disk_mb * 2**20)
     if order.prove:
         loads = _LOADS_TO_PREPARE if order.prepare_bytes else 1

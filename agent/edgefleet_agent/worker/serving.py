@@ -18,6 +18,7 @@ from edgefleet_agent.ports import Session
 from edgefleet_agent.worker import preparing, sandbox
 from edgefleet_agent.worker.answering import Answerer
 from edgefleet_agent.worker.codec import Codec
+from edgefleet_agent.worker.fast_codec import FastCodec
 from edgefleet_agent.worker.loop import Loop
 from edgefleet_agent.worker.opening import Opened, import_code, open_model
 from edgefleet_agent.worker.pace import Pace
@@ -34,13 +35,15 @@ def main(fd: int) -> None:
     if received is None:
         return
     order, files = received
+    last = len(files) - order.channels
+    files, channels = files[:last], files[last:]
     _wait_for_parent(order.parent)
     sandbox.die_with_parent(order.parent)
-    sandbox.close_others([fd, *files])
+    sandbox.close_others([fd, *files, *channels])
     import_code(order)
     spec = order.spec
     connections = spec.container.container.concurrency if spec.container else 0
-    sandbox.give_up_rights(len(files) + connections)
+    sandbox.give_up_rights(len(files) + len(channels) + connections)
     sandbox.limit(order)
     if order.prepare_bytes:
         opened = _prepare(order, files)
@@ -54,8 +57,9 @@ def main(fd: int) -> None:
     body = msgspec.msgpack.encode(msgspec.structs.replace(opened.report, sandbox=layers))
     sock.sendall(frames.head(frames.REPORT, 0, 0, frames.NO_JSON, 0, len(body)) + body)
     if opened.session is not None and not order.prove:
-        door = opened.door or opened.session
-        answerer = Answerer(opened.session, door, Codec(order.spec))
+        codec, door = Codec(order.spec), opened.door or opened.session
+        fast = FastCodec(order.spec, codec, socket.socket(fileno=channels[0]))
+        answerer = Answerer(opened.session, door, codec, fast)
         pace = Pace(opened.runs, elsewhere=order.spec.container is not None)
         Loop(sock, buffer, answerer, pace, _pool(order, opened.session)).run()
 

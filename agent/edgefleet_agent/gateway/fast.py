@@ -1,0 +1,327 @@
+"""One client of the fast path: frames on a Unix socket, descriptors beside them.
+
+It begins as any connection of `http`; the first byte tells them apart. An event loop's transport
+cannot receive descriptors, so this one reads its socket itself.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import contextlib
+import os
+import socket
+from collections import deque
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from edgefleet_agent.gateway.fast_slots import Shared, Table
+from edgefleet_agent.ipc import fast, mapping
+from edgefleet_agent.ipc.fast_inbox import Frame, Inbox
+from edgefleet_shared.errors import EdgeFleetError, InvalidInputError, UnavailableError
+
+if TYPE_CHECKING:
+    from edgefleet_agent.gateway.endpoints import Endpoints
+    from edgefleet_agent.gateway.intake import Intake
+
+FDS_MAX = 8
+"""Descriptors that may have come and wait for their SLOT; the kernel drops what is more."""
+RETRY_AFTER_MS = 1000
+_PLANS_MAX = 64
+_SPACE = socket.CMSG_SPACE(FDS_MAX * array.array("i").itemsize)
+_SLOT_BODIES = 4  # longest bodies that the slots of one client may hold
+_STATUS = {"body_too_large": 413}
+_problem = msgspec.json.Decoder(dict[str, str]).decode
+
+Plan = tuple[fast.Head, Shared]
+
+
+class _Call:
+    """One request of a client. Implements `pending.Asker`."""
+
+    __slots__ = ("_connection", "_length", "_number", "_shared")
+
+    def __init__(self, connection: Connection, number: int, shared: Shared, length: int) -> None:
+        self._connection = connection
+        self._number = number
+        self._shared = shared
+        self._length = length
+
+    def answer(self, status: int, body: bytes, json_length: int, retry_after_s: int = 0) -> None:
+        """Send the answer; `json_length` is the length of its head."""
+        for slot in self._shared.slots:
+            slot.uses -= 1
+        connection = self._connection
+        connection.ended(self._length)
+        if status == 200:
+            inline = len(body) - json_length
+            connection.send(fast.prefix(fast.ANSWER, self._number, json_length, inline), body)
+            return
+        found = _problem(body)
+        refusal = fast.Refusal(status, found["code"], found["error"], retry_after_s * 1000)
+        connection.refuse(self._number, refusal)
+
+
+class Connection:
+    """One client.
+
+    Args:
+        sock: Its socket, from now on this object's; its `HELLO` has been read.
+        endpoints: Where requests go, and who counts connections.
+        intake: What all clients together may hold.
+        first: What has been read already.
+    """
+
+    def __init__(
+        self, sock: socket.socket, endpoints: Endpoints, intake: Intake, first: bytes
+    ) -> None:
+        self._sock = sock
+        self._endpoints = endpoints
+        self._intake = intake
+        self._pool = pool = intake.slots
+        self._loop = asyncio.get_running_loop()
+        self._inbox = Inbox(intake.max_body)
+        slot_bytes = min(_SLOT_BODIES * intake.max_body, mapping.MAPPED_MAX)
+        self._number = pool.number()
+        self._slots = Table(self._number, pool, slot_bytes)
+        self._limits = fast.Limits(fast.SLOTS_MAX, fast.OPEN_MAX, slot_bytes, intake.max_body)
+        self._fds: deque[int] = deque()
+        self._plans: dict[bytes, Plan] = {}
+        self._open = 0  # requests that are with the router
+        self._held = 0  # bytes of the frame that has begun to come
+        self._welcomed = False
+        self._reading = False
+        self._closing = False
+        self._unsent: deque[bytes] = deque()
+        self._patience: asyncio.TimerHandle | None = None
+        sock.setblocking(False)
+        endpoints.connections.add(self)
+        self._inbox.feed(first)
+        self._serve()
+
+    # ------------------------------------------------------------------- reading
+
+    def _on_readable(self) -> None:
+        try:
+            count, ancillary, flags, _ = self._sock.recvmsg_into(
+                [self._inbox.space()], _SPACE, socket.MSG_CMSG_CLOEXEC
+            )
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self.close()
+            return
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                numbers = array.array("i")
+                numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
+                self._fds.extend(numbers)
+        if not count or flags & socket.MSG_CTRUNC or len(self._fds) > FDS_MAX:
+            self.close()
+            return
+        self._inbox.wrote(count)
+        self._serve()
+
+    def _serve(self) -> None:
+        """Serve every frame that is whole, as long as this client may have more open."""
+        number = 0
+        try:
+            while self._open < fast.OPEN_MAX and not self._unsent and not self._closing:
+                frame = self._inbox.next()
+                self._charge()
+                if frame is None:
+                    break
+                number = frame[0][2]
+                self._take(frame)
+        except EdgeFleetError as error:  # what comes after cannot be told apart any more
+            self._refuse(number, error)
+            self._closing = True
+        self._look()
+
+    def _charge(self) -> None:
+        """Count a frame that has begun to come, by what its prefix says."""
+        awaited = self._inbox.awaited
+        self._intake.held += awaited - self._held
+        self._held = awaited
+        if self._intake.held > self._intake.max_held:
+            raise UnavailableError(
+                "Too many large requests are open; try again later.", code="busy"
+            )
+
+    def _look(self) -> None:
+        """Read on, or not; give what has begun its time; end what shall end."""
+        if self._sock.fileno() < 0:
+            return
+        if self._closing and not self._open and not self._unsent:
+            self.close()
+            return
+        reading = self._open < fast.OPEN_MAX and not self._unsent and not self._closing
+        if reading != self._reading:
+            self._reading = reading
+            if reading:
+                self._loop.add_reader(self._sock, self._on_readable)
+            else:
+                self._loop.remove_reader(self._sock)
+        begun = reading and bool(self._inbox.awaited or self._fds)
+        if begun != (self._patience is not None):
+            if self._patience is not None:
+                self._patience.cancel()
+                self._patience = None
+            else:
+                self._patience = self._loop.call_later(self._intake.patience_s, self.close)
+
+    # ------------------------------------------------------------------- frames
+
+    def _take(self, frame: Frame) -> None:
+        (kind, _, number, head_length, _, time), body = frame
+        if kind == fast.INFER and self._welcomed:
+            self._infer(number, head_length, time, body)
+        elif kind in {fast.SLOT, fast.DROP} and self._welcomed:
+            self._offer(kind, number, bytes(body))
+        elif kind == fast.HELLO and not self._welcomed:
+            self._welcomed = True
+            head = fast.encode_limits(self._limits)
+            self.send(fast.prefix(fast.WELCOME, number, len(head)), head)
+        else:
+            raise InvalidInputError(f"A frame of kind {kind} was not expected.", code="bad_frame")
+
+    def _infer(self, number: int, head_length: int, timeout_us: int, body: memoryview) -> None:
+        data = bytes(body)
+        try:
+            head, shared = self._plan(data[:head_length], len(data) - head_length)
+        except InvalidInputError as error:
+            self._refuse(number, error)
+            return
+        for slot in shared.slots:
+            slot.uses += 1
+        self._open += 1
+        self._intake.held += len(data)
+        self._endpoints.submit(
+            _Call(self, number, shared, len(data)),
+            head.model,
+            head.version,
+            data,
+            head_length,
+            timeout_us * 1000,
+            shared,
+        )
+
+    def _plan(self, data: bytes, inline: int) -> Plan:
+        """Return what a head says, and the slots it names; the same head comes again and again."""
+        plan = self._plans.get(data)
+        if plan is None:
+            head = fast.decode_head(data)
+            plan = head, self._slots.find(head)
+            if len(self._plans) >= _PLANS_MAX:
+                self._plans.clear()
+            self._plans[data] = plan
+        if plan[0].inline != inline:
+            raise InvalidInputError(
+                f"{inline} bytes came inline; the head says {plan[0].inline}.", code="bad_frame"
+            )
+        return plan
+
+    def _offer(self, kind: int, number: int, head: bytes) -> None:
+        fd = self._fds.popleft() if kind == fast.SLOT and self._fds else -1
+        self._plans.clear()
+        try:
+            slot, access, size = fast.read_offer(head)
+            if kind == fast.DROP:
+                self._slots.drop(slot)
+            elif fd < 0:
+                raise InvalidInputError("A slot came without a descriptor.", code="bad_descriptor")
+            else:
+                self._slots.add(slot, access, size, fd)
+                fd = -1
+        except EdgeFleetError as error:
+            self._refuse(number, error)
+            return
+        finally:
+            if fd >= 0:
+                os.close(fd)
+        self.send(fast.prefix(fast.DONE, number), b"")
+
+    # ------------------------------------------------------------------- answers
+
+    def ended(self, length: int) -> None:
+        """A request of so many bytes has been answered."""
+        self._open -= 1
+        self._intake.held -= length
+
+    def _refuse(self, number: int, error: EdgeFleetError) -> None:
+        busy = isinstance(error, UnavailableError)
+        status, retry = (503, RETRY_AFTER_MS) if busy else (_STATUS.get(error.code, 400), 0)
+        self.refuse(number, fast.Refusal(status, error.code, str(error), retry))
+
+    def refuse(self, number: int, refusal: fast.Refusal) -> None:
+        """Send why there is no answer."""
+        head = fast.encode_refusal(refusal)
+        self.send(fast.prefix(fast.REFUSED, number, len(head)), head)
+
+    def send(self, head: bytes, body: bytes) -> None:
+        """Send a frame, now as far as the client reads, the rest later."""
+        if self._sock.fileno() < 0:
+            return
+        sent = 0
+        if not self._unsent:
+            with contextlib.suppress(BlockingIOError):
+                try:
+                    sent = self._sock.sendmsg([head, body])
+                except (BrokenPipeError, ConnectionResetError):
+                    self.close()
+                    return
+        if sent < len(head) + len(body):
+            if not self._unsent:
+                self._loop.add_writer(self._sock, self._on_writable)
+            self._unsent.append((head + body)[sent:])
+        if not self._reading or self._closing:
+            self._loop.call_soon(self._resume)
+
+    def _on_writable(self) -> None:
+        try:
+            while self._unsent:
+                part = self._unsent[0]
+                sent = self._sock.send(part)
+                if sent < len(part):
+                    self._unsent[0] = part[sent:]
+                else:
+                    self._unsent.popleft()
+        except BlockingIOError:
+            return
+        except OSError:
+            self.close()
+            return
+        self._loop.remove_writer(self._sock)
+        self._resume()
+
+    def _resume(self) -> None:
+        """Go on with what was left lying while too much was open."""
+        if self._sock.fileno() >= 0 and not self._reading:
+            self._serve()
+
+    # ------------------------------------------------------------------- the end
+
+    def close_when_idle(self) -> None:
+        """For shutting down: close now, or after the answers that are due."""
+        self._closing = True
+        self._look()
+
+    def close(self) -> None:
+        """Forget the client; answers that come later go nowhere."""
+        if self._sock.fileno() < 0:
+            return
+        self._closing = True
+        if self._patience is not None:
+            self._patience.cancel()
+        self._loop.remove_reader(self._sock)
+        self._loop.remove_writer(self._sock)
+        self._sock.close()
+        self._unsent.clear()
+        self._intake.held -= self._held
+        self._held = 0
+        while self._fds:
+            os.close(self._fds.popleft())
+        self._slots.close()
+        self._pool.give(self._number)
+        self._endpoints.connections.discard(self)
