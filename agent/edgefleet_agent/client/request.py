@@ -10,7 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edgefleet_agent.client.arrays import array_of, laid_out
-from edgefleet_agent.client.errors import GatewayGoneError, InferenceError, refused
+from edgefleet_agent.client.errors import (
+    GatewayGoneError,
+    InferenceError,
+    InvalidRequestError,
+    refused,
+)
 from edgefleet_agent.client.memory import Block, Blocks
 from edgefleet_agent.ipc import fast
 from edgefleet_shared.errors import InvalidInputError
@@ -121,6 +126,11 @@ class Requests:
                     slot, offset = place
                 given.append(fast.Tensor(name, datatype, shape, slot, offset, array.nbytes))
             key = model, version, tuple(outputs or ())
+            if at > self._blocks.limits.frame_bytes - fast.HEAD_MAX:
+                raise InvalidRequestError(
+                    f"{at} bytes do not fit into a frame, nor into shared memory, of this gateway.",
+                    code="body_too_large",
+                )
             areas = self._areas(key, taken)
             head = self._head(fast.Head(model, version, tuple(given), areas, outputs is None))
         except BaseException:
