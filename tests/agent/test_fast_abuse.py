@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import array
 import contextlib
 import fcntl
 import os
@@ -15,12 +14,11 @@ import pytest
 
 from edgefleet_agent.client import Client
 from edgefleet_agent.ipc import fast, memfd
+from tests.agent.fast_raw import SIZE, WIDE, Raw, head, memory
 from tests.agent.gateways import Gateway, wait_for
 from tests.models import linear, package, slow
 
 LIMIT = 4_000_000
-WIDE = 50_000
-SIZE = 4 * WIDE
 
 
 @pytest.fixture(scope="module")
@@ -32,66 +30,6 @@ def gateway(tmp_path_factory):
     one.control.serve(package(folder, slow(), name="slow"))
     yield one
     one.close()
-
-
-class Raw:
-    """A client by hand, which can say anything."""
-
-    def __init__(self, gateway: Gateway, *, hello: bool = True) -> None:
-        wait_for(gateway.uds.exists, "the inference socket")
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.connect(str(gateway.uds))
-        self.sock.settimeout(15)
-        self.number = 0
-        if hello:
-            self.sock.sendall(fast.prefix(fast.HELLO, 0))
-            kind, _, body = self.receive()
-            assert kind == fast.WELCOME
-            self.limits = fast.decode_limits(body)
-
-    def send(self, kind: int, head: bytes = b"", inline: bytes = b"", fds=()) -> int:
-        self.number += 1
-        data = fast.prefix(kind, self.number, len(head), len(inline)) + head + inline
-        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        sent = self.sock.sendmsg([data], ancillary)
-        self.sock.sendall(data[sent:])
-        return self.number
-
-    def receive(self):
-        """Return kind, request id and what follows."""
-        kind, _, number, head, inline, _ = fast.read_prefix(self._exactly(fast.PREFIX.size))
-        return kind, number, self._exactly(head + inline)
-
-    def _exactly(self, count: int) -> bytes:
-        data = b""
-        while len(data) < count:
-            part = self.sock.recv(count - len(data))
-            assert part, "the gateway closed the connection"
-            data += part
-        return data
-
-    def refusal(self, number: int | None = None) -> fast.Refusal:
-        kind, got, body = self.receive()
-        assert kind == fast.REFUSED, kind
-        assert number in {None, got}
-        return fast.decode_refusal(body)
-
-    def slot(self, number: int, fd: int, size: int = SIZE, access: int = fast.READ):
-        """Offer a descriptor and return None, or why it is refused."""
-        asked = self.send(fast.SLOT, fast.offer(number, access, size), fds=[fd])
-        kind, got, body = self.receive()
-        assert got == asked
-        return None if kind == fast.DONE else fast.decode_refusal(body)
-
-    def closed(self) -> bool:
-        """Whether the gateway has closed; waits for it."""
-        with contextlib.suppress(ConnectionResetError):
-            while self.sock.recv(65536):
-                pass
-        return True
-
-    def close(self) -> None:
-        self.sock.close()
 
 
 @pytest.fixture
@@ -112,30 +50,9 @@ def others_are_served(gateway):
     assert gateway.process.poll() is None
 
 
-def head(*tensors, areas=(), model="m") -> bytes:
-    """Return the head of a request."""
-    return fast.encode_head(fast.Head(model, "", tuple(tensors), tuple(areas)))
-
-
 def in_slot(slot=0, offset=0, length=SIZE, width=WIDE):
     """Return input x in a slot."""
     return fast.Tensor("x", "FP32", (1, width), slot, offset, length)
-
-
-@contextlib.contextmanager
-def memory(size: int = SIZE, seals: int = memfd.SEALS, *, allocate: bool = True, flags: int = 0):
-    """A memfd, sealed as far as asked."""
-    fd = os.memfd_create("test", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | flags)
-    try:
-        if allocate:
-            os.posix_fallocate(fd, 0, size)
-        else:
-            os.ftruncate(fd, size)
-        if seals:
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
-        yield fd
-    finally:
-        os.close(fd)
 
 
 @pytest.mark.parametrize("missing", [
@@ -268,7 +185,7 @@ def test_slots_of_all_clients_together_are_bounded(gateway):
 
 def descriptors(pid: int) -> int:
     """Return how many descriptors a process has."""
-    return len(os.listdir(f"/proc/{pid}/fd"))
+    return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
 
 
 def test_a_slot_needs_a_descriptor_and_gives_it_up_when_dropped(raw, gateway):

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from edgefleet_agent.client import Client, InferenceError, ModelFailedError
-from edgefleet_agent.ipc import control
+from edgefleet_agent.ipc import control, fast
+from tests.agent.fast_raw import Raw, head, memory
 from tests.agent.gateways import Gateway, wait_for
 from tests.models import linear, logarithm, package, slow
 
@@ -32,7 +33,7 @@ def worker(gateway: Gateway, model: str = "m") -> int:
 
 def descriptors(pid: int) -> int:
     """Return how many descriptors a process has."""
-    return len(os.listdir(f"/proc/{pid}/fd"))
+    return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
 
 
 def shared_kb(pid: int) -> int:
@@ -43,23 +44,24 @@ def shared_kb(pid: int) -> int:
 
 
 def test_a_request_is_asked_again_when_its_worker_dies(gateway, tmp_path):
-    """The memory is still there: the next worker gets it and gives the same answer."""
+    """Its memory is still there: the next worker gets the descriptor and gives the answer."""
     gateway.control.serve(package(tmp_path, slow()))
     first = worker(gateway)
-    with Client(gateway.uds) as client:
-        rounds = client.buffer((1,), np.int64)
-        rounds[:] = 30_000
-        found = []
-        thread = threading.Thread(
-            target=lambda: found.append(client.infer("m", {"rounds": rounds}))
-        )
-        big = client.buffer((LOTS,), np.float32)
-        assert big.nbytes > 64 * 1024
-        thread.start()
+    raw = Raw(gateway)
+    with memory(8) as rounds, memory(4) as result:
+        os.pwrite(rounds, np.array([30_000], np.int64).tobytes(), 0)
+        assert raw.slot(0, rounds, 8) is None
+        assert raw.slot(1, result, 4, fast.WRITE) is None
+        given = fast.Tensor("rounds", "INT64", (1,), 0, 0, 8)
+        raw.send(fast.INFER, head(given, areas=[fast.Tensor("y", "", (), 1, 0, 4)]))
         wait_for(lambda: stat(gateway).in_flight, "the request to be taken")
         os.kill(first, signal.SIGKILL)
-        thread.join(60)
-    assert found[0]["y"].shape == (1, 1)
+        kind, _, body = raw.receive()
+        assert kind == fast.ANSWER
+        (output,) = fast.decode_head(body).tensors
+        assert (output.slot, output.offset, output.length) == (1, 0, 4)
+        assert np.frombuffer(os.pread(result, 4, 0), np.float32)[0] == np.float32(1 / 128)
+    raw.close()
     assert stat(gateway).replayed == 1
     assert worker(gateway) != first
 
@@ -100,7 +102,9 @@ def test_a_request_that_kills_two_workers_is_given_up(gateway, tmp_path):
     thread.start()
     gone = 0
     for _ in range(2):
-        wait_for(lambda: worker(gateway) != gone and stat(gateway).in_flight, "it to be asked")
+        wait_for(
+            lambda old=gone: worker(gateway) != old and stat(gateway).in_flight, "it to be asked"
+        )
         gone = worker(gateway)
         os.kill(gone, signal.SIGKILL)
     thread.join(30)

@@ -79,6 +79,7 @@ class AsyncClient:
         version: str = "",
         timeout_s: float | None = None,
         outputs: Sequence[str] | None = None,
+        raw: bool = False,
     ) -> Result:
         """Run a model once; as `Client.infer`.
 
@@ -97,7 +98,7 @@ class AsyncClient:
                 sent = [False]
                 try:
                     async with asyncio.timeout(left + GRACE_S):
-                        answer = await self._ask(model, inputs, version, outputs, left, sent)
+                        answer = await self._ask(model, inputs, (version, raw), outputs, left, sent)
                         return await answer
                 except TimeoutError as error:
                     self._hang_up()
@@ -116,7 +117,7 @@ class AsyncClient:
         self,
         model: str,
         inputs: Mapping[str, Any],
-        version: str,
+        which: tuple[str, bool],
         outputs: Sequence[str] | None,
         left: float,
         sent: list[bool],
@@ -124,7 +125,7 @@ class AsyncClient:
         """Send a request; frames of two requests never mix, and slots are known before use."""
         async with self._sending:
             line = await self._connected()
-            asked = self._requests.make(model, inputs, version, outputs, int(left * 1e6))
+            asked = self._requests.make(model, inputs, which, outputs, int(left * 1e6))
             answer = line.expect(asked)
             try:
                 for send in asked.sends:

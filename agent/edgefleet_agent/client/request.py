@@ -22,6 +22,8 @@ from edgefleet_shared.errors import InvalidInputError
 
 _KEPT = 256
 Parts = list[bytes | memoryview]
+Key = tuple[str, tuple[str, bool], tuple[str, ...]]
+"""Model, version and whether it is bare, outputs: what decides how large outputs are."""
 
 
 class Result(dict[str, np.ndarray]):
@@ -46,7 +48,7 @@ class Asked(NamedTuple):
     sends: list[Send]
     number: int
     taken: list[Block]
-    key: tuple[str, str, tuple[str, ...]]
+    key: Key
     offers: dict[int, Block]
 
     def close(self) -> None:
@@ -71,7 +73,7 @@ class Requests:
         self._blocks = blocks
         self._numbers = itertools.count(1)
         self._heads: dict[fast.Head, bytes] = {}
-        self._sizes: dict[tuple[str, str, tuple[str, ...]], dict[str, int]] = {}
+        self._sizes: dict[Key, dict[str, int]] = {}
 
     def number(self) -> int:
         """Return a fresh request id."""
@@ -97,11 +99,13 @@ class Requests:
         self,
         model: str,
         inputs: Mapping[str, Any],
-        version: str,
+        which: tuple[str, bool],
         outputs: Sequence[str] | None,
         timeout_us: int,
     ) -> Asked:
         """Return a request; large inputs are copied into shared memory, small ones go along.
+
+        `which` is a version, '' for the one in service, and whether its bare model is asked.
 
         Raises:
             InvalidRequestError: An input is of a type that cannot be sent.
@@ -125,14 +129,12 @@ class Requests:
                 else:
                     slot, offset = place
                 given.append(fast.Tensor(name, datatype, shape, slot, offset, array.nbytes))
-            key = model, version, tuple(outputs or ())
-            if at > self._blocks.limits.frame_bytes - fast.HEAD_MAX:
-                raise InvalidRequestError(
-                    f"{at} bytes do not fit into a frame, nor into shared memory, of this gateway.",
-                    code="body_too_large",
-                )
+            key = model, which, tuple(outputs or ())
+            self._check_length(at)
             areas = self._areas(key, taken)
-            head = self._head(fast.Head(model, version, tuple(given), areas, outputs is None))
+            version, raw = which
+            every = outputs is None
+            head = self._head(fast.Head(model, version, tuple(given), areas, every, raw))
         except BaseException:
             for block in taken:
                 block.give_back()
@@ -142,6 +144,13 @@ class Requests:
         first = fast.prefix(fast.INFER, number, len(head), at, timeout_us)
         sends.append(Send([first + head, *inline]))
         return Asked(sends, number, taken, key, offers)
+
+    def _check_length(self, inline: int) -> None:
+        if inline > self._blocks.limits.frame_bytes - fast.HEAD_MAX:
+            raise InvalidRequestError(
+                f"{inline} bytes fit neither into a frame nor into shared memory of this gateway.",
+                code="body_too_large",
+            )
 
     def _place(self, array: np.ndarray, taken: list[Block]) -> tuple[int, int] | None:
         found = self._blocks.find(array)
@@ -154,9 +163,7 @@ class Requests:
         np.frombuffer(block.map, array.dtype, array.size)[:] = array.reshape(-1)
         return block.number, 0
 
-    def _areas(
-        self, key: tuple[str, str, tuple[str, ...]], taken: list[Block]
-    ) -> tuple[fast.Tensor, ...]:
+    def _areas(self, key: Key, taken: list[Block]) -> tuple[fast.Tensor, ...]:
         """Return where outputs shall go; how large they are is known from the last answer."""
         areas = []
         sizes = self._sizes.get(key, {})

@@ -92,6 +92,7 @@ class Client:
         version: str = "",
         timeout_s: float | None = None,
         outputs: Sequence[str] | None = None,
+        raw: bool = False,
     ) -> Result:
         """Run a model once.
 
@@ -101,6 +102,7 @@ class Client:
             version: A version that is loaded; '' is the one in service.
             timeout_s: Deadline; None is the client's.
             outputs: Which outputs to return; None is all.
+            raw: Ask the bare model, also where its package declares processing.
 
         Returns:
             Outputs by name; BYTES as arrays of bytes objects. Large ones lie in shared memory and
@@ -121,7 +123,9 @@ class Client:
                 sent = [False]
                 try:
                     self._connect(left)
-                    asked = self._requests.make(model, inputs, version, outputs, int(left * 1e6))
+                    asked = self._requests.make(
+                        model, inputs, (version, raw), outputs, int(left * 1e6)
+                    )
                     return self._exchange(asked, left, sent)
                 except GatewayGoneError:
                     if not again or (sent[0] and self._retry != "always"):
