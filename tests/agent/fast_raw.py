@@ -35,7 +35,8 @@ class Raw:
         data = fast.prefix(kind, self.number, len(head), len(inline)) + head + inline
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         sent = self.sock.sendmsg([data], ancillary)
-        self.sock.sendall(data[sent:])
+        if sent < len(data):
+            self.sock.sendall(data[sent:])
         return self.number
 
     def receive(self):

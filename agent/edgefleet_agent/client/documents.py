@@ -65,5 +65,6 @@ def document(answer: bytes) -> Any:
     """
     status, found = read(answer)
     if status == 404:
-        raise UnknownModelError(found["error"], code=found["code"])
+        text, why = found["error"], found["code"]
+        raise UnknownModelError(text, code=why)
     return found
