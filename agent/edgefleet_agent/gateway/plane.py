@@ -222,9 +222,7 @@ class Plane:
     async def _respawn(self, backend: Backend) -> None:
         while True:
             share = backend.counters.accelerated_pct
-            started = await self._launcher.launch_serving(
-                backend.spec, backend.files, again=True
-            )
+            started = await self._launcher.launch_serving(backend.spec, backend.files, again=True)
             route = self._route_of(backend)
             if started.link is not None:
                 backend.attach(started)
