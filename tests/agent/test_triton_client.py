@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import numpy as np
 import pytest
 import tritonclient.http as triton
+import tritonclient.http.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
 from tests.models import echo_text, halves, mlp, package
@@ -83,3 +86,34 @@ def test_errors_reach_the_caller(client):
         client.infer("m", [given])
     with pytest.raises(InferenceServerException, match="no model 'none'"):
         client.infer("none", [given])
+
+
+def test_the_asyncio_client(shared_gateway):
+    """Its requests side by side are each answered, and its questions too."""
+
+    async def ask():
+        async with triton_aio.InferenceServerClient(shared_gateway.address) as client:
+            assert await client.is_server_ready()
+            assert (await client.get_model_metadata("m"))["outputs"][0]["name"] == "y"
+
+            async def one(number: int) -> float:
+                given = triton.InferInput("x", [1, 4], "FP32")
+                given.set_data_from_numpy(np.full((1, 4), number, np.float32))
+                return float((await client.infer("m", [given])).as_numpy("y")[0, 0])
+
+            found = await asyncio.gather(*(one(number) for number in range(20)))
+            with pytest.raises(InferenceServerException, match="no model 'none'"):
+                await client.get_model_metadata("none")
+            return found
+
+    assert asyncio.run(ask()) == [8.0 * number for number in range(20)]
+
+
+def test_statistics_and_parameters(client):
+    """Statistics of what was asked, and a parameter of ours through a foreign client."""
+    given = triton.InferInput("x", [1, 4], "FP32")
+    given.set_data_from_numpy(np.ones((1, 4), np.float32))
+    before = client.get_inference_statistics("m")["model_stats"][0]["inference_count"]
+    client.infer("m", [given], parameters={"deadline_ms": 5000})
+    after = client.get_inference_statistics("m")["model_stats"][0]["inference_count"]
+    assert after == before + 1
