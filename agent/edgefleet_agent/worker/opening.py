@@ -114,7 +114,7 @@ def _open(order: Order, files: Sequence[int], prepared: Sequence[int]) -> Opened
     slot = accelerator.reserve(spec)
     accelerator.program(slot, spec, [*package, *prepared])
     session = _session(order, files, prepared, runtime, accelerator)
-    around = Around(session, spec, read_labels(spec, files)) if spec.processing else None
+    around = Around(session, spec, read_labels(spec, package)) if spec.processing else None
     loaded = time.monotonic_ns()
     cases = golden_cases(order, package)
     for index, case in enumerate(cases):
