@@ -16,7 +16,6 @@ from edgefleet_provisioning.variant_build import Blob, Built
 from edgefleet_shared.errors import InvalidInputError
 from edgefleet_shared.identifiers import check_name, check_version
 from edgefleet_shared.package import Manifest, ReferenceHistogram, RuntimeName
-from edgefleet_shared.processing import Processing
 from edgefleet_shared.times import format_time
 
 MAX_SOURCE = 500  # characters
@@ -42,7 +41,6 @@ class Description(NamedTuple):
     memory_mb: int | None = None
     load_s: int = 60
     labels: Sequence[str] = ()
-    processing: Processing | None = None
     file_licenses: Mapping[str, str] = {}
     source: str = ""
     signed: str = ""
@@ -169,7 +167,7 @@ def manifest(
         release_counter=counters.release,
         security_floor=counters.floor,
         created=format_time(now),
-        variants=[one.variant(about.processing) for one in built],
+        variants=[one.variant() for one in built],
         license=licenses.check(about.license),
         description=about.description,
         labels=list(about.labels) if small else [],

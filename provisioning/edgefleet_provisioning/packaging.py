@@ -28,6 +28,8 @@ from edgefleet_provisioning.variant_build import Blob, Built
 from edgefleet_provisioning.variants_file import FIRST, Wanted
 from edgefleet_shared.errors import InvalidInputError
 from edgefleet_shared.package import ContainerNeed, Manifest, ReferenceHistogram, TensorSpec
+from edgefleet_shared.processing import Processing
+from edgefleet_shared.processing_rules import outer
 
 CASES_OF_SAMPLE = 4
 
@@ -98,10 +100,6 @@ def prepare(request: Request, say: Callable[[str], None]) -> Draft:
     about = about._replace(signed=vouched.note if vouched else "")
     report = lint(model, request.max_tensor_mb)
     demand_clean(report, request.model.name)
-    if request.processing:
-        steps = processing_file.read(request.processing)
-        processing_file.check(steps, report.inputs, report.outputs, len(about.labels))
-        about = about._replace(processing=steps)
     sample = read_npz(request.sample, "sample") if request.sample else {}
     histograms = reference.histograms(sample, report.inputs) if sample else []
     cases = _cases(request, report, sample, say)
@@ -165,6 +163,7 @@ class _Shop(NamedTuple):
         run = runners.load(model, report.runtime)
         vectors = golden.encode(golden.compute(run, cases, report.outputs)) if cases else b""
         spdx = licenses.check(self.about.license)
+        steps = self.steps(wanted, report)
         blobs = package_build.blobs(
             self.about,
             variant_build.model_blobs(report, model.parent, spdx),
@@ -173,20 +172,30 @@ class _Shop(NamedTuple):
         )
         if self.vouched:
             intake.check_package(self.vouched, model, blobs, prefix.rstrip("/") or ".")
-        return Built(wanted, report, blobs, len(cases))
+        return Built(wanted, report, blobs, len(cases), steps)
+
+    def steps(self, wanted: Wanted, report: LintReport) -> Processing | None:
+        """Return what is declared around a variant, checked against its tensors."""
+        path = self.request.processing
+        if wanted.processing and self.request.variants is not None:
+            path = self.request.variants.resolve().parent / wanted.processing
+        if path is None:
+            return None
+        steps = processing_file.read(path)
+        processing_file.check(steps, report.inputs, report.outputs, len(self.about.labels))
+        return steps
 
     def further(self, wanted: Wanted, first: Built, cases: Sequence[golden.Case]) -> Built:
         """Return one more variant; golden inputs are the first one's unless it has its own."""
         if wanted.image:
             data = [blob for blob in first.blobs if blob.entry.role in {"golden", "labels"}]
-            return Built(wanted, first.report, data, first.cases)
+            steps = self.steps(wanted, first.report)
+            return Built(wanted, first.report, data, first.cases, steps)
         assert self.request.variants is not None
         folder = self.request.variants.resolve().parent
         model = folder / wanted.model
         report = lint(model, self.request.max_tensor_mb)
         demand_clean(report, model.name)
-        if (report.inputs, report.outputs) != (first.report.inputs, first.report.outputs):
-            self.say(f"Variant {wanted.id} takes or gives other tensors than {FIRST}.")
         if wanted.golden:
             arrays = read_npz(folder / wanted.golden, "golden file")
             cases = golden.cases_of(arrays, report.inputs, report.outputs)
@@ -196,7 +205,18 @@ class _Shop(NamedTuple):
         else:
             cases = [golden.Case(case.inputs, {}) for case in cases]
         wanted = structs.replace(wanted, model=str(model))
-        return self.build(wanted, report, cases, f"{wanted.id}/")
+        built = self.build(wanted, report, cases, f"{wanted.id}/")
+        if _signature(built) != _signature(first):
+            self.say(f"Variant {wanted.id} takes or gives other tensors than {FIRST}.")
+        return built
+
+
+def _signature(built: Built) -> tuple[list[TensorSpec], list[TensorSpec]]:
+    """Return what an application sends a variant and gets."""
+    report, steps = built.report, built.processing
+    if steps is None:
+        return report.inputs, report.outputs
+    return outer(steps, report.inputs, report.outputs)
 
 
 def _cases(

@@ -47,8 +47,9 @@ class Built(NamedTuple):
     report: LintReport
     blobs: list[Blob]
     cases: int
+    processing: Processing | None = None
 
-    def variant(self, processing: Processing | None) -> Variant:
+    def variant(self) -> Variant:
         """Return its part of the manifest."""
         wanted, report = self.wanted, self.report
         golden = next((b.entry.path for b in self.blobs if b.entry.role == "golden"), "")
@@ -71,7 +72,7 @@ class Built(NamedTuple):
             golden=Golden(golden, self.cases) if golden else None,
             session_options=wanted.session_options,
             fallback=wanted.fallback,
-            processing=processing,
+            processing=self.processing,
         )
 
 

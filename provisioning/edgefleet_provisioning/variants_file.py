@@ -32,6 +32,7 @@ class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         accelerator: What it runs on.
         providers: Execution providers by preference; for a CPU they are known.
         golden: An npz of its own; by default the first variant's inputs, answered anew.
+        processing: Its steps, TOML or JSON; by default the command line's.
         memory_mb: Memory it may take; by default by its size.
         device_memory_mb: Of that, on the accelerator.
         load_s: Seconds it may take to load and prove.
@@ -48,6 +49,7 @@ class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     accelerator: Literal["cpu", "gpu", "fpga", "npu"] = "cpu"
     providers: list[str] = []
     golden: str = ""
+    processing: str = ""
     memory_mb: int | None = None
     device_memory_mb: int = 0
     load_s: int = 60

@@ -114,6 +114,26 @@ def test_a_container_can_be_a_variant_too(operator, api, folder):
     assert [entry.role for entry in box.files] == ["golden"]
 
 
+def test_each_variant_may_have_its_own_processing(operator, api, folder):
+    """What is left out is the command line's; what a variant names is checked against its model."""
+    (folder / "steps.toml").write_text('[[post]]\nstep = "softmax"\ninput = "scores"\n')
+    (folder / "lite.toml").write_text('[[post]]\nstep = "sigmoid"\ninput = "scores"\n')
+    (folder / "more.toml").write_text(
+        '[[variant]]\nid = "a"\nhardware = ["b"]\nmodel = "digits.tflite"\n'
+        'processing = "lite.toml"\n'
+        '[[variant]]\nid = "c"\nhardware = ["d"]\nmodel = "digits.tflite"\n'
+    )
+    more = ("--processing", folder / "steps.toml", "--variants", folder / "more.toml")
+    told = publish(operator, folder, "digits.onnx", *more)
+    tags = [v.processing.post[0].__struct_config__.tag for v in published(api, told).variants]
+    assert tags == ["softmax", "sigmoid", "softmax"]
+    (folder / "lite.toml").write_text('[[post]]\nstep = "sigmoid"\ninput = "gone"\n')
+    failed = operator.error(
+        "model", "publish", folder / "digits.onnx", "--name", "digits", "--version", "2.0.0", *more
+    )
+    assert failed["code"] == "manifest_processing"
+
+
 @pytest.mark.parametrize(
     ("text", "code"),
     [
