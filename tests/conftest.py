@@ -19,6 +19,7 @@ PROGRAMS = {
     "mosquitto": ("mosquitto",),
     "faketime": ("faketime",),
     "strace": ("strace",),
+    "curl": ("curl",),
     "softhsm2": ("softhsm2-util", "pkcs11-tool"),
     "swtpm": ("swtpm", "tpm2_ptool"),
     "verilator": ("verilator", "g++", "make"),
