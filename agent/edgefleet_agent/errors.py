@@ -27,3 +27,13 @@ class DeploymentError(EdgeFleetError):
     """A deployment cannot go on; `code` is the reason that is reported."""
 
     default_code = "deployment_failed"
+
+
+class NeedsDrainError(UnavailableError):
+    """No slot of an accelerator is free: one of `holders`, package digests, would have to go."""
+
+    default_code = "needs_drain"
+
+    def __init__(self, message: str, holders: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.holders = holders

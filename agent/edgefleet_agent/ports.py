@@ -203,3 +203,23 @@ class Accelerator(Protocol):
 
     def state(self, slot: str) -> str:
         """Return `free`, `reserved`, `programming`, `operating` or `error`."""
+
+
+class Fabric(Accelerator, Protocol):
+    """An accelerator that agentd programs before a worker starts, because workers may not: an FPGA.
+
+    Slots may be full: then `reserve` raises `NeedsDrainError`, which says who holds them.
+    """
+
+    def ready(self, spec: ModelSpec) -> bool:
+        """Return whether a slot is programmed with `spec` just now."""
+
+    def open(self, slot: str, spec: ModelSpec) -> list[int]:
+        """Return what a worker gets of a programmed slot: descriptors, the caller's to close.
+
+        Raises:
+            UnavailableError: It has not appeared.
+        """
+
+    def retain(self, digests: set[str]) -> list[str]:
+        """Release every slot whose package is not among `digests`; return whose they were."""

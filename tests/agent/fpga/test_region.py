@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from edgefleet_agent.accelerators.fpga.states import NeedsDrainError, ProgramError
+from edgefleet_agent.accelerators.fpga.states import ProgramError
+from edgefleet_agent.errors import NeedsDrainError
 from edgefleet_shared.errors import IncompatibleError, TrustError
 from tests.agent.fpga.ways import bench as make_bench
 

@@ -15,9 +15,10 @@ from edgefleet_agent.accelerators.fpga import firmware
 from edgefleet_agent.accelerators.fpga.book import Book, Holding, Phase, boot_id
 from edgefleet_agent.accelerators.fpga.dfx_mgr import DfxMgr
 from edgefleet_agent.accelerators.fpga.kernel import Overlays, VendorSysfs
-from edgefleet_agent.accelerators.fpga.states import Job, NeedsDrainError, ProgramError
+from edgefleet_agent.accelerators.fpga.states import Job, ProgramError
 from edgefleet_agent.accelerators.fpga.xrt import Xrt
 from edgefleet_agent.config import FpgaOptions
+from edgefleet_agent.errors import NeedsDrainError
 from edgefleet_agent.ipc.control import ModelSpec
 from edgefleet_agent.ports import DeviceReport
 from edgefleet_shared.package import FileEntry

@@ -48,16 +48,6 @@ class ProgramError(UnavailableError):
     default_code = "fpga_program"
 
 
-class NeedsDrainError(UnavailableError):
-    """No slot is free: one of `holders` would have to go, and nothing runs there meanwhile."""
-
-    default_code = "needs_drain"
-
-    def __init__(self, message: str, holders: tuple[str, ...]) -> None:
-        super().__init__(message)
-        self.holders = holders
-
-
 class Job(NamedTuple):
     """One act of programming.
 
