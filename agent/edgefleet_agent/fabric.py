@@ -118,7 +118,7 @@ class _Programming:
         if not may_drain or serving is None or serving.digest not in full.holders:
             raise full
         # Who goes back goes back to what was good, and so does who stands in for it.
-        trusted = version if version in {record.active, record.previous} else serving
+        trusted = version if version in (record.active, record.previous) else serving
         if not self._stand_in(trusted):
             raise full
         self._tools.gateway().release(serving.digest, DRAIN_S)

@@ -1,0 +1,115 @@
+"""The command itself: what is tried in which order, and where the report goes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edgefleet_agent import __version__, compose
+from edgefleet_agent.config import Config
+from edgefleet_agent.ports import DeviceReport
+from edgefleet_agent.selftest import machine, serving
+from edgefleet_agent.selftest.bench import Bench, run_folder
+from edgefleet_agent.selftest.fpga import Cycle
+from edgefleet_agent.selftest.report import Report, Row, table
+from edgefleet_shared.errors import EdgeFleetError, InvalidInputError, UnavailableError
+
+
+def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
+    """Add `selftest` to the command line."""
+    parser = commands.add_parser(
+        "selftest", parents=[shared], help="try every runtime and accelerator of this machine"
+    )
+    parser.add_argument(
+        "--accelerator", default="", metavar="KIND",
+        help="try this one alone (cpu, gpu, npu, fpga); it must be there",
+    )  # fmt: skip
+    parser.add_argument(
+        "--package", type=Path, metavar="FOLDER",
+        help="a package of yours for the FPGA, as `edgefleet model publish --output` writes it",
+    )  # fmt: skip
+    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the JSON here")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+
+
+def main(config: Config, options: argparse.Namespace) -> int:
+    """Run it and print what was found; returns 0 if nothing failed.
+
+    Raises:
+        InvalidInputError: An accelerator that nobody knows was asked for.
+    """
+    report = run(config, options.accelerator, options.package)
+    data = msgspec.json.encode(report)
+    if options.output:
+        options.output.write_bytes(msgspec.json.format(data, indent=1) + b"\n")
+    sys.stdout.write((data.decode() if options.json else table(report)) + "\n")
+    return 0 if report.passed(options.accelerator) else 1
+
+
+def run(config: Config, only: str = "", package: Path | None = None) -> Report:
+    """Return the report of this machine.
+
+    Args:
+        config: The agent's configuration; its own folders are not touched.
+        only: One kind of accelerator, '' = all of them.
+        package: Folder of a package for the FPGA's cycle.
+    """
+    found = {report.kind: report for report in compose.probe_all(config)}
+    if only and only not in found:
+        raise InvalidInputError(
+            f"There is no accelerator {only!r}.",
+            code="usage",
+            hint=f"Known are {', '.join(sorted(found))}.",
+        )
+    started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    facts = machine.facts(config.hardware_id)
+    rows = list(_rows(config, {k: v for k, v in found.items() if only in {"", k}}, package))
+    return Report(f"edgefleet-agent {__version__}", started, facts, rows)
+
+
+def _rows(config: Config, found: dict[str, DeviceReport], package: Path | None) -> Iterator[Row]:
+    yield machine.memory()
+    yield machine.clock()
+    yield machine.disk(config.state)
+    for kind, report in found.items():
+        yield _accelerator(kind, report)
+    kinds = [kind for kind, report in found.items() if report.usable and kind != "fpga"]
+    folder = run_folder()
+    own = msgspec.structs.replace(
+        config, run_dir=str(folder), state_dir=str(folder),
+        inference=msgspec.structs.replace(config.inference, tcp=""),
+    )  # fmt: skip
+    try:
+        command, environ = compose.gateway_command(own), compose.gateway_environ(os.environ)
+        with Bench(command, environ, folder) as bench:
+            yield serving.sandbox(bench, folder)
+            yield from serving.try_all(bench, folder, kinds)
+            if "fpga" in found:
+                yield Cycle(own, bench, found["fpga"], package).row()
+    except UnavailableError as error:
+        yield Row("gateway", "start", "failed", str(error))
+    except EdgeFleetError as error:
+        yield Row("selftest", "run", "failed", str(error))
+    finally:
+        with suppress(OSError):
+            shutil.rmtree(folder)
+
+
+def _accelerator(kind: str, report: DeviceReport) -> Row:
+    if not report.usable:
+        return Row("accelerator", kind, "absent", report.why_not)
+    figures: dict[str, Any] = {"device": report.name}
+    if report.driver:
+        figures["driver"] = report.driver
+    if report.memory_mb:
+        figures["memory_mb"] = report.memory_mb
+    return Row("accelerator", kind, "passed", "", figures | dict(report.detail))
