@@ -1,6 +1,6 @@
 """Makes the models that ship with the selftest; its test compares them with what lies there.
 
-    uv run python -m tests.selftest_data        writes them anew
+uv run python -m tests.selftest_data        writes them anew
 """
 
 from __future__ import annotations

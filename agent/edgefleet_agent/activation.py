@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from edgefleet_agent import probation, swapping
+from edgefleet_agent import fabric, probation, swapping
 from edgefleet_agent.gateway_client import GatewayLostError, GatewayRefusedError
 from edgefleet_agent.ipc.control import DigestStats
 from edgefleet_agent.journal import VersionRef
@@ -52,8 +52,12 @@ class Activation:
         self._watch: _Watch | None = None
         self._back: Swap | None = None  # a way back that the journal does not show yet
 
-    def load(self, version: VersionRef) -> VersionRef:
+    def load(self, version: VersionRef, *, may_drain: bool = True) -> VersionRef:
         """Bring a stored version up beside what serves, if need be by its next best variant.
+
+        Args:
+            version: What to load.
+            may_drain: Whether its stand-in may take the route, where an accelerator is full.
 
         Returns:
             The version with the variant that was loaded; the journal names that one too.
@@ -64,7 +68,12 @@ class Activation:
             GatewayLostError: The gateway went away.
         """
         spec = self._tools.spec(version)
-        with self._tools.verified(spec) as fds:
+        with (
+            self._tools.verified(spec) as files,
+            fabric.readied(
+                self._tools, self._ledger, version, spec, files, may_drain=may_drain
+            ) as fds,
+        ):
             outcome = self._loading.load(version, spec, fds)
             if outcome.ok:
                 self._tools.hold(spec)
@@ -76,7 +85,8 @@ class Activation:
                     outcome.message or f"{version.model} {version.version} cannot be loaded.",
                     code=outcome.code,
                 )
-        return self.load(self._ledger.take_next(version, outcome.code))
+        following = self._ledger.take_next(version, outcome.code)
+        return self.load(following, may_drain=may_drain)
 
     def route(self, version: VersionRef, kind: Kind, trigger: str = "") -> Swap:
         """Move the route to a version, loading it if need be; raises as `load`."""

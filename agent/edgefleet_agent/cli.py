@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from edgefleet_agent import __version__, inspection
+from edgefleet_agent import __version__, inspection, selftest
 from edgefleet_agent.config import Config, load
 from edgefleet_shared.errors import EdgeFleetError, InvalidInputError, UnavailableError
 
@@ -34,6 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
             return _enroll(config, options)
         if options.command == "renew":
             return _renew(config, as_json=options.json)
+        if options.command == "selftest":
+            return _selftest(config, options)
         if options.command == "import-bundle":
             return _import(config, options.source, as_json=options.json)
         if options.command == "status":
@@ -74,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     bring.add_argument("source", type=Path, help="a folder with desired.json and blobs, or a file")
     bring.add_argument("--json", action="store_true", help="one JSON object")
+    selftest.add_parser(commands, shared)
     status = commands.add_parser("status", parents=[shared], help="show what runs here")
     status.add_argument("--json", action="store_true", help="one JSON object")
     inspection.register(commands, shared)
@@ -153,6 +156,12 @@ def _renew(config: Config, *, as_json: bool) -> int:
         as_json=as_json,
     )
     return 0
+
+
+def _selftest(config: Config, options: argparse.Namespace) -> int:
+    from edgefleet_agent.selftest import command
+
+    return command.main(config, options)
 
 
 def _import(config: Config, source: Path, *, as_json: bool) -> int:

@@ -14,6 +14,8 @@ from typing import TextIO
 
 from edgefleet_agent import __version__, durable, machine
 from edgefleet_agent.accelerators.cpu import Cpu
+from edgefleet_agent.accelerators.fpga import vitis
+from edgefleet_agent.accelerators.fpga.region import Region
 from edgefleet_agent.choosing import ChoiceBook
 from edgefleet_agent.config import Config
 from edgefleet_agent.containers import making as containers
@@ -28,7 +30,7 @@ from edgefleet_agent.journal import Journal
 from edgefleet_agent.measured import Measured
 from edgefleet_agent.notify import Notifier
 from edgefleet_agent.outbox import Outbox
-from edgefleet_agent.ports import Accelerator, Clock, Transport
+from edgefleet_agent.ports import Accelerator, Clock, DeviceReport, Fabric, Transport
 from edgefleet_agent.preparation import Prepared
 from edgefleet_agent.status import StatusFile
 from edgefleet_agent.store import Store
@@ -55,7 +57,17 @@ GATEWAY_ENVIRONMENT = {
 
 def look_around(config: Config) -> Machine:
     """Return what models can run on here."""
-    return machine.describe(config.hardware_id, [kind().probe() for kind in ACCELERATORS])
+    return machine.describe(config.hardware_id, probe_all(config))
+
+
+def probe_all(config: Config) -> list[DeviceReport]:
+    """Return what probing every accelerator found."""
+    return [*(kind().probe() for kind in ACCELERATORS), fpga(config).probe()]
+
+
+def fpga(config: Config) -> Fabric:
+    """Return the FPGA as agentd has it; what its slots hold is written down in the state folder."""
+    return Region(config.fpga, config.state)
 
 
 def lock(state: Path) -> TextIO:
@@ -134,15 +146,16 @@ def build(
         threads=config.inference.threads,
         software=software,
         reserve_kb=config.inference.memory_reserve_mb * 1024,
+        fpga=fpga(config),
     )
     ways = transport or _transport(config, identity, boot)
     status = StatusFile(run, boot, identity.fleet, identity.device)
     parts = Parts(
         config, identity, acceptance, tools, emitter, ways, boot, status, Notifier(environ)
     )
-    command = gateway_command or _gateway_command(config)
-    told = _gateway_environ(environ)
-    daemon = Daemon(parts, lambda events: GatewayLink(run, command, told, events))
+    command = gateway_command or command_of_gateway(config)
+    around = environ_of_gateway(config, environ)
+    daemon = Daemon(parts, lambda events: GatewayLink(run, command, around, events))
     return daemon
 
 
@@ -158,7 +171,9 @@ def _emitter(outbox: Outbox, stamp: Callable[[], str]) -> Emitter:
     return emitter
 
 
-def _gateway_environ(environ: Mapping[str, str]) -> dict[str, str]:
+def environ_of_gateway(config: Config, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of the gateway, and so of its workers."""
+    environ = {**environ, **vitis.environment(config.fpga.vitis_config, str(config.state / "dpu"))}
     return {k: v for k, v in {**GATEWAY_ENVIRONMENT, **environ}.items() if k != "NOTIFY_SOCKET"}
 
 
@@ -201,7 +216,8 @@ def _transport(config: Config, identity: Identity, boot: str) -> Transport:
     )
 
 
-def _gateway_command(config: Config) -> list[str]:
+def command_of_gateway(config: Config) -> list[str]:
+    """Return how the gateway of this distribution is started."""
     run, inference = config.run, config.inference
     return [
         sys.executable, "-m", "edgefleet_agent.gateway",

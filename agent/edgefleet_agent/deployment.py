@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from edgefleet_agent import variants
+from edgefleet_agent import fabric, variants
 from edgefleet_agent.choosing import ONLY_ONE, Choice
 from edgefleet_agent.errors import DeploymentError, ProofError
 from edgefleet_agent.ipc.control import ModelSpec, Outcome
@@ -107,8 +107,10 @@ class Staging:
             return False
         manifest = self._tools.manifest(target.manifest, target.size)
         _check_same(manifest, target)
-        found, _ = variants.candidates(manifest, self._tools.machine)
-        version = _version(target, found)
+        found, refused = variants.candidates(manifest, self._tools.machine)
+        if refused and len(found) == 1:
+            self._tell_choice(Choice(target.manifest, [found[0].id], ONLY_ONE, refused=refused))
+        version = _version(target, found, manifest)
         # Journaled before the blobs come, so that nothing tidies them away.
         self._take(version, ONLY_ONE if len(found) == 1 else "")
         if not self._bring(list(version.blobs.items())):
@@ -161,15 +163,16 @@ class Staging:
     def _prove_and_load(self, version: VersionRef) -> bool:
         """Only one variant fits."""
         spec = self._tools.spec(version)
-        with self._tools.verified(spec) as fds:
+        with self._tools.verified(spec) as files:
             self._ledger.move(_E.PREPARE)
-            proof = self._loading.prove(version, spec, fds)
-            if proof.code == "canceled":
-                return False
-            self._tell(proof, Step.PROVE)
-            if self._stop.is_set():
-                return False
-            self._load(version, spec, fds)
+            with fabric.readied(self._tools, self._ledger, version, spec, files) as fds:
+                proof = self._loading.prove(version, spec, fds)
+                if proof.code == "canceled":
+                    return False
+                self._tell(proof, Step.PROVE)
+                if self._stop.is_set():
+                    return False
+                self._load(version, spec, fds)
         return not self._stop.is_set()
 
     def _choose_and_load(self, version: VersionRef) -> bool:
@@ -221,7 +224,7 @@ class Staging:
             refused=choice.refused,
         )
 
-    def _load(self, version: VersionRef, spec: ModelSpec, fds: list[int]) -> None:
+    def _load(self, version: VersionRef, spec: ModelSpec, fds: Sequence[int]) -> None:
         self._loading.prepare(version, spec, fds)
         if self._stop.is_set():
             return
@@ -256,8 +259,10 @@ def _check_same(manifest: Manifest, target: SlotAssignment) -> None:
         )
 
 
-def _version(target: SlotAssignment, found: Sequence[Variant]) -> VersionRef:
-    """Return the version with the files of every candidate, and the first for the one taken."""
+def _version(target: SlotAssignment, found: Sequence[Variant], manifest: Manifest) -> VersionRef:
+    """Return the version with the files of candidates and fallbacks, the first of them taken."""
+    stand_ins = {variant.fallback for variant in found}
+    needed = [*found, *(variant for variant in manifest.variants if variant.id in stand_ins)]
     return VersionRef(
         model=target.model,
         version=target.version,
@@ -265,6 +270,6 @@ def _version(target: SlotAssignment, found: Sequence[Variant]) -> VersionRef:
         size=target.size,
         release_counter=target.release_counter,
         variant=found[0].id,
-        blobs={entry.digest: entry.size for variant in found for entry in variant.files},
-        images={variant.id: variant.runtime.image for variant in found if variant.runtime.image},
+        blobs={entry.digest: entry.size for variant in needed for entry in variant.files},
+        images={variant.id: variant.runtime.image for variant in needed if variant.runtime.image},
     )

@@ -32,33 +32,40 @@ def stand_in_digest(digest: str, variant: str) -> str:
 
 @contextmanager
 def readied(
-    tools: Toolbox, ledger: Ledger, version: VersionRef, spec: ModelSpec, *, may_drain: bool = True
-) -> Iterator[list[int]]:
-    """Give the descriptors that a worker of `spec` needs, its slot programmed, and close them.
+    tools: Toolbox,
+    ledger: Ledger,
+    version: VersionRef,
+    spec: ModelSpec,
+    files: Sequence[int],
+    *,
+    may_drain: bool = True,
+) -> Iterator[Sequence[int]]:
+    """Give the descriptors that a worker of `spec` needs, its slot programmed.
 
     Args:
         tools: The shared parts.
         ledger: The slot's page.
         version: What shall be loaded.
         spec: The same for the gateway.
+        files: Its verified files.
         may_drain: Whether what serves may be replaced by its stand-in, if no slot is free.
 
     Raises:
-        UnavailableError: A blob is missing, or the FPGA cannot be programmed or is full.
+        UnavailableError: The FPGA cannot be programmed, or is full; or a blob is missing.
         TrustError: A blob has changed on disk.
         IncompatibleError: It was built for another board or static design.
         GatewayLostError: The gateway went away.
     """
-    with tools.verified(spec) as fds:
-        if tools.fpga is None or spec.fpga is None:
-            yield fds
-            return
-        if why_not := tools.fpga.compatible(spec):
-            raise IncompatibleError(why_not, code="unsupported_accelerator")
-        programming = _Programming(tools, ledger, tools.fpga)
-        windows = programming.open(version, spec, fds, may_drain=may_drain)
+    if tools.fpga is None or spec.fpga is None:
+        yield files
+        return
+    if why_not := tools.fpga.compatible(spec):
+        raise IncompatibleError(why_not, code="unsupported_accelerator")
+    programming = _Programming(tools, ledger, tools.fpga)
+    with tools.fpga.held(spec):
+        windows = programming.open(version, spec, files, may_drain=may_drain)
         try:
-            yield [*fds, *windows]
+            yield [*files, *windows]
         finally:
             for fd in windows:
                 os.close(fd)
@@ -70,7 +77,7 @@ def strayed(tools: Toolbox, ledger: Ledger) -> bool:
     if tools.fpga is None or serving is None:
         return False
     fallback = _fallback(tools, serving)
-    return bool(fallback) and fallback.digest == _routed(tools, ledger.name)
+    return fallback is not None and fallback.digest == _routed(tools, ledger.name)
 
 
 def tidy(tools: Toolbox) -> None:

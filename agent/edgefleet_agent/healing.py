@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Mapping
 
-from edgefleet_agent import swapping
+from edgefleet_agent import fabric, swapping
 from edgefleet_agent.activation import Activation
 from edgefleet_agent.gateway_client import GatewayLostError, GatewayRefusedError
 from edgefleet_agent.journal import VersionRef
@@ -68,11 +68,23 @@ class Healing:
         standby = plan.standby
         if standby and standby.digest not in running and not self._forbidden(standby):
             try:
-                self._activation.load(standby)
+                self._activation.load(standby, may_drain=False)
             except GatewayLostError:
                 raise
             except EdgeFleetError as error:
                 self._tell(error)
+        return True
+
+    def bring_back(self) -> bool:
+        """Serve the version again that a stand-in answers for; return whether there was one.
+
+        Raises:
+            UnavailableError: It cannot be had yet; the stand-in answers on.
+        """
+        serving = self._ledger.serving
+        if serving is None or not fabric.strayed(self._tools, self._ledger):
+            return False
+        self._activate(serving)
         return True
 
     def _given_up(self, version: VersionRef) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import msgspec
@@ -221,5 +222,8 @@ class Fabric(Accelerator, Protocol):
             UnavailableError: It has not appeared.
         """
 
+    def held(self, spec: ModelSpec) -> AbstractContextManager[None]:
+        """Keep the slot of `spec` from being taken by `retain` until its worker runs."""
+
     def retain(self, digests: set[str]) -> list[str]:
-        """Release every slot whose package is not among `digests`; return whose they were."""
+        """Release every slot whose package is neither among `digests` nor held; return whose."""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from edgefleet_agent import recovery, swapping
+from edgefleet_agent import fabric, recovery, swapping
 from edgefleet_agent.activation import Activation
 from edgefleet_agent.deployment import Staging
 from edgefleet_agent.gateway_client import GatewayLostError
@@ -327,6 +327,8 @@ class Slot:
         if rest > 0 and self._stop.wait(rest):
             return
         self._release()
+        if self._healing.bring_back():
+            self._release()
         self._tidy_containers()
         self._tools.store.collect(self._tools.journal.needs())
         self._prepare_again()
@@ -366,6 +368,7 @@ class Slot:
             if serving and stats.digest == serving.digest:
                 continue
             self._tools.gateway().release(stats.digest, drain_s)
+        fabric.tidy(self._tools)
 
     def _trouble(self, error: Exception) -> None:
         code = error.code if isinstance(error, EdgeFleetError) else type(error).__name__

@@ -17,6 +17,7 @@ from edgefleet_agent.journal import Journal, VersionRef
 from edgefleet_agent.measured import Measured
 from edgefleet_agent.outbox import Outbox
 from edgefleet_agent.preparation import Prepared
+from edgefleet_agent.ports import Fabric
 from edgefleet_agent.store import Store
 from edgefleet_agent.telemetry import Telemetry
 from edgefleet_agent.together import Together
@@ -49,6 +50,7 @@ class Toolbox(NamedTuple):
         threads: Intra-op threads a worker.
         software: Agent and runtimes that are here, with their versions.
         reserve_kb: Memory that a swap leaves available.
+        fpga: What agentd programs before a worker starts.
     """
 
     journal: Journal
@@ -70,6 +72,7 @@ class Toolbox(NamedTuple):
     threads: int
     software: str
     reserve_kb: int
+    fpga: Fabric | None = None
 
     def why_not_serve(self, model: str, release_counter: int) -> str:
         """Return '' if a version may serve by today's floors, else the code why not."""

@@ -156,12 +156,18 @@ def _check_variant(variant: Variant) -> None:
 
 def _check_fallback(variant: Variant, variants: list[Variant]) -> None:
     if not variant.fallback:
+        if variant.accelerator == "fpga" and any(v.accelerator != "fpga" for v in variants):
+            raise InvalidInputError(
+                f"FPGA variant {variant.id!r} names none of the others as its fallback.",
+                code="manifest_fallback",
+                hint="It is what answers while the FPGA is programmed.",
+            )
         return
     named = [other for other in variants if other.id == variant.fallback]
-    if not named or named[0].accelerator == "fpga" or named[0].fallback:
+    if not named or named[0].accelerator == "fpga" or named[0].fallback or named[0].runtime.image:
         raise InvalidInputError(
             f"The fallback {variant.fallback[:80]!r} of variant {variant.id!r} must be another "
-            "variant, without a fallback of its own, that needs no FPGA.",
+            "variant, without a fallback of its own, that needs neither an FPGA nor a container.",
             code="manifest_fallback",
         )
     mine = [*variant.inputs, *variant.outputs]

@@ -127,12 +127,13 @@ def test_what_cannot_be_is_refused(variants):
     "variants",
     [
         [CORE],
+        [replace(CORE, fallback=""), CPU],
         [replace(CORE, fallback="core"), CPU],
         [CORE, replace(CPU, fallback="core")],
         [CORE, replace(CPU, inputs=[replace(X, shape=[-1, 5])])],
         [CORE, replace(CPU, outputs=[replace(Y, datatype="FP64")])],
     ],
-    ids=["absent", "itself", "a circle", "another shape", "another type"],
+    ids=["absent", "not named", "itself", "a circle", "another shape", "another type"],
 )
 def test_a_fallback_is_another_variant_that_answers_the_same(variants):
     """It is there, stands in for nobody who stands in for it, and takes the same tensors."""

@@ -82,15 +82,19 @@ class Bench:
             self._process.kill()
             self._process.wait()
 
-    def pss_kb(self) -> int:
-        """Return the memory of gateway, zygote and workers, shared pages by their share."""
+    def memory_kb(self) -> int:
+        """Return the memory of gateway, zygote and workers that no file backs.
+
+        Shared pages count by their share. File pages are left out: their share depends on who else
+        on the machine has mapped the same library.
+        """
         assert self._process is not None
-        return sum(_pss_kb(pid) for pid in _family(self._process.pid))
+        return sum(_anonymous_kb(pid) for pid in _family(self._process.pid))
 
 
 def run_folder() -> Path:
     """Return a new folder whose path is short enough for the sockets in it."""
-    return Path(tempfile.mkdtemp(prefix="efst", dir="/tmp"))  # noqa: S108 - mkdtemp makes it ours
+    return Path(tempfile.mkdtemp(prefix="efst", dir="/tmp"))
 
 
 def _family(pid: int) -> list[int]:
@@ -104,12 +108,12 @@ def _family(pid: int) -> list[int]:
     return found
 
 
-def _pss_kb(pid: int) -> int:
+def _anonymous_kb(pid: int) -> int:
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
     except OSError:
         return 0
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss_Anon:"))
 
 
 class Application:
@@ -122,11 +126,13 @@ class Application:
     """
 
     def __init__(self, path: Path, question: Sequence[float], model: str) -> None:
-        body = msgspec.json.encode({
-            "inputs": [
-                {"name": "x", "datatype": "FP32", "shape": [1, len(question)], "data": question}
-            ]
-        })
+        body = msgspec.json.encode(
+            {
+                "inputs": [
+                    {"name": "x", "datatype": "FP32", "shape": [1, len(question)], "data": question}
+                ]
+            }
+        )
         head = f"POST /v2/models/{model}/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: "
         self._request = f"{head}{len(body)}\r\n\r\n".encode() + body
         self._socket = socket.socket(socket.AF_UNIX)

@@ -24,23 +24,6 @@ from edgefleet_agent.selftest.report import Report, Row, table
 from edgefleet_shared.errors import EdgeFleetError, InvalidInputError, UnavailableError
 
 
-def add_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
-    """Add `selftest` to the command line."""
-    parser = commands.add_parser(
-        "selftest", parents=[shared], help="try every runtime and accelerator of this machine"
-    )
-    parser.add_argument(
-        "--accelerator", default="", metavar="KIND",
-        help="try this one alone (cpu, gpu, npu, fpga); it must be there",
-    )  # fmt: skip
-    parser.add_argument(
-        "--package", type=Path, metavar="FOLDER",
-        help="a package of yours for the FPGA, as `edgefleet model publish --output` writes it",
-    )  # fmt: skip
-    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the JSON here")
-    parser.add_argument("--json", action="store_true", help="one JSON object")
-
-
 def main(config: Config, options: argparse.Namespace) -> int:
     """Run it and print what was found; returns 0 if nothing failed.
 
@@ -89,12 +72,15 @@ def _rows(config: Config, found: dict[str, DeviceReport], package: Path | None) 
         inference=msgspec.structs.replace(config.inference, tcp=""),
     )  # fmt: skip
     try:
-        command, environ = compose.gateway_command(own), compose.gateway_environ(os.environ)
+        command, environ = (
+            compose.command_of_gateway(own),
+            compose.environ_of_gateway(own, os.environ),
+        )
         with Bench(command, environ, folder) as bench:
             yield serving.sandbox(bench, folder)
             yield from serving.try_all(bench, folder, kinds)
             if "fpga" in found:
-                yield Cycle(own, bench, found["fpga"], package).row()
+                yield Cycle(config, bench, found["fpga"], package).row()
     except UnavailableError as error:
         yield Row("gateway", "start", "failed", str(error))
     except EdgeFleetError as error:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from edgefleet_agent import compose
+from edgefleet_agent import compose, durable
 from edgefleet_agent.config import Config
 from edgefleet_agent.ports import DeviceReport
 from edgefleet_agent.selftest.bench import Bench
@@ -17,14 +18,14 @@ from edgefleet_agent.store import hash_fd
 from edgefleet_agent.toolbox import model_spec
 from edgefleet_shared.errors import EdgeFleetError, InvalidInputError
 from edgefleet_shared.identifiers import sha256_digest
-from edgefleet_shared.package import MEDIA_TYPE, decode_manifest
+from edgefleet_shared.package import decode_manifest
 
 
 class Cycle:
     """One turn of one package through a slot.
 
     Args:
-        config: With a state folder of the selftest's own.
+        config: The agent's own; it must not run meanwhile, or both would program.
         bench: A gateway.
         report: What probing found.
         package: An OCI image layout with a variant for this FPGA; None: there is none.
@@ -53,14 +54,17 @@ class Cycle:
     def _turn(self, folder: Path, figures: dict[str, Any]) -> None:
         data = _manifest(folder)
         manifest = decode_manifest(data)
-        fpga = compose.fpga(self._config)
         fits = [v for v in manifest.variants if v.accelerator == "fpga"]
         if not fits:
-            raise InvalidInputError(f"{folder} holds no FPGA variant.", code="no_compatible_variant")
+            raise InvalidInputError(
+                f"{folder} holds no FPGA variant.", code="no_compatible_variant"
+            )
         spec = model_spec(manifest, fits[0], sha256_digest(data), 1)
-        if why_not := fpga.compatible(spec):
-            raise InvalidInputError(why_not, code="unsupported_accelerator")
         with ExitStack() as stack:
+            stack.enter_context(compose.lock(durable.make_folder(self._config.state)))
+            fpga = compose.fpga(self._config)
+            if why_not := fpga.compatible(spec):
+                raise InvalidInputError(why_not, code="unsupported_accelerator")
             files = []
             for entry in spec.files:
                 files.append(_open(folder, entry.digest))
@@ -84,19 +88,26 @@ class Cycle:
 
 
 def _manifest(folder: Path) -> bytes:
-    """Return the bytes of the package manifest in an OCI image layout.
+    """Return the bytes of the package manifest in an OCI image layout: its image's config.
 
     Raises:
         InvalidInputError: There is none.
     """
-    for path in sorted((folder / "blobs/sha256").glob("*")):
-        if path.stat().st_size <= 2**16 and b'"release_counter"' in (data := path.read_bytes()):
-            return data
-    raise InvalidInputError(
-        f"{folder} holds no package ({MEDIA_TYPE}).",
-        code="usage",
-        hint="Make one with `edgefleet model publish ... --output FOLDER`.",
-    )
+    try:
+        index = json.loads((folder / "index.json").read_bytes())
+        image = json.loads(_read(folder, index["manifests"][0]["digest"]))
+        return _read(folder, image["config"]["digest"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise InvalidInputError(
+            f"{folder} holds no package: {error}.",
+            code="usage",
+            hint="Make one with `edgefleet model publish ... --output FOLDER`.",
+        ) from error
+
+
+def _read(folder: Path, digest: str) -> bytes:
+    with os.fdopen(_open(folder, digest), "rb") as file:
+        return file.read()
 
 
 def _open(folder: Path, digest: str) -> int:

@@ -64,7 +64,7 @@ def tiny(folder: Path, runtime: str, accelerator: str, version: int) -> TinyMode
         limits=Limits(), golden=Golden(golden, CASES), threads=1,
     )  # fmt: skip
     tensors = safetensors_file.decode(data[golden])
-    question = memoryview(tensors["0.input.x"].data).cast("f").tolist()
+    question = [float(v) for v in memoryview(tensors["0.input.x"].data).cast("f")]
     label = memoryview(tensors["0.output.label"].data).cast("q")[0]
     return TinyModel(spec, [folder / name for name in names], question, label)
 

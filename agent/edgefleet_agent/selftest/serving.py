@@ -12,7 +12,7 @@ from edgefleet_agent.ipc.control import Outcome, missing_layers
 from edgefleet_agent.selftest import models
 from edgefleet_agent.selftest.bench import Application, Bench
 from edgefleet_agent.selftest.models import TinyModel
-from edgefleet_agent.selftest.report import Row
+from edgefleet_agent.selftest.report import Row, State
 from edgefleet_shared.errors import UnavailableError
 
 ASKED: Final = 300
@@ -48,7 +48,7 @@ def sandbox(bench: Bench, folder: Path) -> Row:
             break
     missing = missing_layers(layers)
     why = f"this kernel or user lacks {', '.join(missing)}" if missing else ""
-    state = "failed" if not layers else "absent" if missing else "passed"
+    state: State = "failed" if not layers else "absent" if missing else "passed"
     return Row("machine", "sandbox", state, why, {"layers": layers})
 
 
@@ -167,7 +167,7 @@ class _Pair:
         self._bench.client.unroute(models.MODEL)
         before = self._settled()
         self._load(self._models[0])
-        during = self._bench.pss_kb()
+        during = self._bench.memory_kb()
         self._bench.client.release(self._models[0].spec.digest, 0)
         after = self._settled()
         figures |= {"loaded_kb": during - before, "left_kb": after - before}
@@ -177,12 +177,12 @@ class _Pair:
     def _settled(self) -> int:
         """Return the memory once no worker is left and it no longer falls."""
         deadline = time.monotonic() + SETTLE_S
-        last = self._bench.pss_kb()
+        last = self._bench.memory_kb()
         while time.monotonic() < deadline:
             time.sleep(0.1)
-            now = self._bench.pss_kb()
+            now = self._bench.memory_kb()
             gone = all(one.role == "released" for one in self._bench.client.stats())
             if gone and now >= last:
                 break
             last = now
-        return self._bench.pss_kb()
+        return self._bench.memory_kb()

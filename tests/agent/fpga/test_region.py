@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from edgefleet_agent.errors import NeedsDrainError
 from edgefleet_shared.errors import IncompatibleError, TrustError
 from tests.agent.fpga.ways import bench as make_bench
 
-WAYS = ["overlay", "sysfs", "dfx-mgr", "dfx-mgr of 2022"]
+WAYS = ["overlay", "sysfs", "dfx-mgr"]
 
 
 @pytest.fixture(params=WAYS)
@@ -44,6 +45,17 @@ def test_two_slots_hold_two_versions_and_a_third_must_wait(bench):
     assert region.retain({two.spec.digest}) == [one.spec.digest]
     assert region.state(first) == "free"
     assert bench.program(region, three) == first
+
+
+def test_the_old_face_of_dfx_mgr_is_spoken_too(tmp_path):
+    """The client of 2022 loads by its own commands, and a slot is given back by its number."""
+    bench = make_bench(tmp_path, "dfx-mgr of 2022")
+    region, one, two = bench.region(), bench.package("a"), bench.package("b", seed=2)
+    assert [bench.program(region, one), bench.program(region, two)] == ["0", "1"]
+    assert region.retain({two.spec.digest}) == [one.spec.digest]
+    assert list(json.loads((tmp_path / "daemon.json").read_text()).values()) == [1]
+    assert region.ready(two.spec)
+    assert not region.ready(one.spec)
 
 
 def test_a_flat_design_has_no_free_slot(bench):

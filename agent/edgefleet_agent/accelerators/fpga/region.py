@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -88,6 +89,7 @@ class Region:
         self._boot = boot_id() if boot is None else boot
         self._book: Book | None = None
         self._lock = threading.RLock()
+        self._held: list[str] = []
 
     # ------------------------------------------------------------------- what is there
 
@@ -250,13 +252,24 @@ class Region:
             firmware.remove(self._firmware, holding.placed)
             self._book_of().write(slot, None)
 
+    @contextmanager
+    def held(self, spec: ModelSpec) -> Iterator[None]:
+        """Keep the slot of `spec` from being taken by `retain`."""
+        with self._lock:
+            self._held.append(spec.digest)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._held.remove(spec.digest)
+
     def retain(self, digests: set[str]) -> list[str]:
-        """Release every slot whose model is not among `digests`; return whose they were."""
+        """Release every slot whose package is neither among `digests` nor held; return whose."""
         with self._lock:
             gone = [
                 (slot, holding.digest)
                 for slot, holding in self._open_book().slots.items()
-                if holding.digest not in digests
+                if holding.digest not in {*digests, *self._held}
             ]
             for slot, _ in gone:
                 self.release(slot)
