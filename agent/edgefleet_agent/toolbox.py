@@ -16,8 +16,8 @@ from edgefleet_agent.ipc.control import MAX_FDS, ModelSpec
 from edgefleet_agent.journal import Journal, VersionRef
 from edgefleet_agent.measured import Measured
 from edgefleet_agent.outbox import Outbox
-from edgefleet_agent.preparation import Prepared
 from edgefleet_agent.ports import Fabric
+from edgefleet_agent.preparation import Prepared
 from edgefleet_agent.store import Store
 from edgefleet_agent.telemetry import Telemetry
 from edgefleet_agent.together import Together

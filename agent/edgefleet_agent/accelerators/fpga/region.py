@@ -5,70 +5,24 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from msgspec.structs import replace
 
 from edgefleet_agent.accelerators.fpga import firmware
 from edgefleet_agent.accelerators.fpga.book import Book, Holding, Phase, boot_id
-from edgefleet_agent.accelerators.fpga.dfx_mgr import DfxMgr
-from edgefleet_agent.accelerators.fpga.kernel import Overlays, VendorSysfs
-from edgefleet_agent.accelerators.fpga.states import Job, ProgramError
-from edgefleet_agent.accelerators.fpga.xrt import Xrt
+from edgefleet_agent.accelerators.fpga.states import ProgramError
+from edgefleet_agent.accelerators.fpga.ways import WAYS, Programmer, job_for, name_of, places_of
 from edgefleet_agent.config import FpgaOptions
 from edgefleet_agent.errors import NeedsDrainError
 from edgefleet_agent.ipc.control import ModelSpec
 from edgefleet_agent.ports import DeviceReport
-from edgefleet_shared.package import FileEntry
 
 _POLL_S: Final = 0.02
 _BOARD: Final = "firmware/devicetree/base/compatible"
-
-
-class Programmer(Protocol):
-    """One way to program: a vendor's daemon, or an interface of the kernel."""
-
-    name: str
-
-    def why_not(self) -> str:
-        """Return '' if it is here, else why not, as words after 'because'."""
-
-    def cannot(self, job: Job) -> str:
-        """Return '' if it can do this job, else why not."""
-
-    def slots(self) -> int:
-        """Return how many slots there are."""
-
-    def place(self, name: str, slot: int, path: str) -> str:
-        """Return where a file of a package belongs below the firmware folder; '' = not needed."""
-
-    def load(self, job: Job) -> int:
-        """Program a slot and return its number as the hardware has it.
-
-        Raises:
-            ProgramError: It failed; what the slot holds is unknown.
-        """
-
-    def unload(self, name: str, slot: int) -> None:
-        """Take out what was loaded, if it is there and can be; raises as `load`."""
-
-    def loaded(self) -> set[str] | None:
-        """Return the names of what is loaded; None where nobody tells."""
-
-    def state(self) -> str:
-        """Return the state of the device in the port's words."""
-
-    def describe(self) -> str:
-        """Return what it is called, for people."""
-
-
-WAYS: Final[Mapping[str, Callable[[FpgaOptions], Programmer]]] = {
-    "dfx-mgr": DfxMgr, "xrt": Xrt, "overlay": Overlays, "sysfs": VendorSysfs,
-}  # fmt: skip
-"""Ways to program, the most able first."""
 
 
 class Region:
@@ -135,8 +89,8 @@ class Region:
             )
         if said.slots:
             found, lacking = self._ways()
-            if not any(not way.cannot(_job(way, spec, 0)) for way in found):
-                why = "; ".join(f"{way.name}: {way.cannot(_job(way, spec, 0))}" for way in found)
+            if not any(not way.cannot(job_for(way, spec, 0)) for way in found):
+                why = "; ".join(f"{way.name}: {way.cannot(job_for(way, spec, 0))}" for way in found)
                 return f"Nothing here can program {name}: {why or lacking}."
         return ""
 
@@ -194,10 +148,10 @@ class Region:
             holding = self._open_book().slots[slot]
             if holding.phase == "operating" and self._still_holds(way, holding):
                 return
-            job = _job(way, spec, int(slot))
+            job = job_for(way, spec, int(slot))
             by_path = {e.path: (e, fd) for e, fd in zip(spec.files, files, strict=False)}
             firmware.lint(spec.fpga, by_path)
-            places = _places(way, job, by_path)
+            places = places_of(way, job, by_path)
             firmware.check_free(self._firmware, places, self._book_of().places())
             self._write(slot, spec, "programming", sorted(places))
             firmware.place(self._firmware, places)
@@ -314,7 +268,7 @@ class Region:
     def _way(self, spec: ModelSpec) -> Programmer:
         found, lacking = self._ways()
         for way in found:
-            if not way.cannot(_job(way, spec, 0)):
+            if not way.cannot(job_for(way, spec, 0)):
                 return way
         raise ProgramError(f"Nothing here can program {spec.model}: {lacking or 'no way fits'}.")
 
@@ -343,7 +297,7 @@ class Region:
         hardware: int | None = None,
     ) -> None:
         number = int(slot) if hardware is None else hardware
-        name = _name(spec)
+        name = name_of(spec)
         whole = spec.fpga is not None and not spec.fpga.partial
         self._book_of().write(slot, Holding(spec.digest, name, phase, number, list(placed), whole))
 
@@ -371,31 +325,3 @@ class Region:
             if found == name and length >= size and not begin:
                 return Path(self._options.dev, folder.name)
         return None
-
-
-def _name(spec: ModelSpec) -> str:
-    return f"ef{spec.digest.removeprefix('sha256:')[:16]}"
-
-
-def _job(way: Programmer, spec: ModelSpec, slot: int) -> Job:
-    assert spec.fpga is not None
-    name, slots = _name(spec), spec.fpga.slots
-    if not slots:
-        return Job(slot, name, spec.fpga, "", "")
-    files = slots[min(slot, len(slots) - 1)]
-    overlay = way.place(name, slot, files.overlay) if files.overlay else ""
-    return Job(slot, name, spec.fpga, way.place(name, slot, files.bitstream), overlay)
-
-
-def _places(
-    way: Programmer, job: Job, by_path: Mapping[str, tuple[FileEntry, int]]
-) -> dict[str, tuple[FileEntry, int]]:
-    """Return where the files of the job belong; a daemon that chooses the slot gets all of them."""
-    every = range(len(job.fpga.slots)) if way.name == "dfx-mgr" else [job.slot]
-    found: dict[str, tuple[FileEntry, int]] = {}
-    for number in every:
-        slot = job.fpga.slots[number]
-        for path in (slot.bitstream, slot.overlay, slot.description):
-            if path and (place := way.place(job.name, number, path)):
-                found[place] = by_path[path]
-    return found
