@@ -10,7 +10,7 @@ import msgspec
 
 from edgefleet_agent import fabric, probation, swapping
 from edgefleet_agent.gateway_client import GatewayLostError, GatewayRefusedError
-from edgefleet_agent.ipc.control import DigestStats
+from edgefleet_agent.ipc.control import DigestStats, ModelSpec
 from edgefleet_agent.journal import VersionRef
 from edgefleet_agent.ledger import Ledger
 from edgefleet_agent.loading import Loading
@@ -37,6 +37,13 @@ class _Watch(NamedTuple):
     before: Reading
 
 
+class _After(NamedTuple):
+    """Since when a new version has been watched for its receipt, and the counters just then."""
+
+    since: float
+    reading: Reading
+
+
 class Activation:
     """Performs the steps from the swap on; each is journaled before it is done.
 
@@ -50,6 +57,8 @@ class Activation:
         self._tools, self._ledger, self._stop = tools, ledger, stop
         self._loading = Loading(tools, ledger, stop)
         self._watch: _Watch | None = None
+        self._after: _After | None = None
+        self._held_at = 0.0  # since when requests are held, 0 while they are not
         self._back: Swap | None = None  # a way back that the journal does not show yet
 
     def load(self, version: VersionRef, *, may_drain: bool = True) -> VersionRef:
@@ -74,7 +83,10 @@ class Activation:
                 self._tools, self._ledger, version, spec, files, may_drain=may_drain
             ) as fds,
         ):
-            outcome = self._loading.load(version, spec, fds)
+            drains = not self._held_at and self._drains(version, spec)
+            outcome = self._loading.load(
+                version, spec, fds, (lambda: self._hold(version)) if drains else lambda: None
+            )
             if outcome.ok:
                 self._tools.hold(spec)
                 self._ledger.ready_ms = outcome.ready_ms
@@ -93,9 +105,10 @@ class Activation:
         deployment, old = self._ledger.record.deployment, self._ledger.serving
         name = deployment.id if deployment else ""
         deadline, loaded = time.monotonic() + RESTART_S, False
+        before = swapping.read(self._tools.gateway())
         while True:
             try:
-                swap = swapping.flip(self._tools, name, old, version, kind, trigger)
+                swap = swapping.flip(self._tools, name, old, version, kind, trigger, before)
                 break
             except GatewayRefusedError as error:
                 # Not loaded: load it. Being restarted: it will be ready in a moment.
@@ -107,8 +120,49 @@ class Activation:
                     version = self.load(version)
                     loaded = True
         self._ledger.serve(version)
-        receipt = msgspec.structs.replace(swap.receipt, ready_ms=self._ledger.ready_ms)
+        held, self._held_at = self._held_at, 0.0
+        receipt = msgspec.structs.replace(
+            swap.receipt,
+            ready_ms=self._ledger.ready_ms,
+            prepared=self._ledger.prepared,
+            way="drain" if held else "overlap",
+            pause_ms=int((time.monotonic() - held) * 1000) if held else 0,
+        )
         return swap._replace(receipt=receipt)
+
+    def fits_beside(self, version: VersionRef) -> bool:
+        """Return whether memory is enough to keep a version warm beside what serves.
+
+        Raises:
+            UnavailableError: It is not stored, or the gateway went away.
+            TrustError: Its manifest has changed.
+        """
+        return self._loading.admit(version, self._tools.spec(version), "refuse").way == "overlap"
+
+    def _drains(self, version: VersionRef, spec: ModelSpec) -> bool:
+        """Return whether what serves must end before a version is loaded."""
+        deployment = self._ledger.record.deployment
+        if self._ledger.serving is None:
+            return False
+        if deployment and deployment.drain and version.digest == deployment.target.manifest:
+            return True
+        return self._loading.admit(version, spec, "auto").way != "overlap"
+
+    def _hold(self, version: VersionRef) -> None:
+        """Hold the queue and end what serves; says first how long that is expected to take."""
+        expected = self._loading.expected_ms(version)
+        text = "not known, for it was never loaded here" if expected is None else f"{expected} ms"
+        self._ledger.tell(
+            Step.ACTIVATE,
+            "swap_pause",
+            f"Requests wait while {version.version} takes the old one's place; expected: {text}.",
+            expected_ms=expected,
+        )
+        deployment = self._ledger.record.deployment
+        drain_s = deployment.target.policy.drain_s if deployment else 10
+        self._held_at = time.monotonic()
+        self._tools.gateway().hold(version.model, drain_s)
+        self._ledger.serve(None)
 
     def swap(self) -> None:
         """From `staged` or `swapping` to `probation`; or back, if the route cannot move."""
@@ -125,7 +179,7 @@ class Activation:
             self.roll_back(error.code, str(error))
             return
         self.flipped(swap)
-        self.settle_receipt(swap)
+        self.measure_receipt(swap)
 
     def flipped(self, swap: Swap) -> None:
         """Write down that the route names the new version."""
@@ -137,20 +191,49 @@ class Activation:
         self._watch = _Watch(record.deployment.id, time.monotonic(), swap.before)
         self._ledger.move(_E.SERVE, active=new, previous=previous, receipt=swap.receipt)
 
-    def settle_receipt(self, swap: Swap | None = None) -> None:
-        """Hand the pending receipt to the outbox, measured if its swap was just now."""
-        receipt = self._ledger.record.receipt
+    def measure_receipt(self, swap: Swap) -> None:
+        """Complete the pending receipt by what the swap did to requests; `settle_receipt` sends it.
+
+        Raises:
+            OSError: The journal cannot be written.
+        """
+        if self._ledger.record.receipt is None:
+            return
+        deployment = self._ledger.record.deployment
+        drain_s = deployment.target.policy.drain_s if deployment else 10
+        try:
+            receipt, now = swapping.measure(self._tools, swap, drain_s)
+        except GatewayLostError as error:
+            self._ledger.tell(Step.ACTIVATE, error.code, str(error), level="warning")
+            return
+        self._ledger.write(receipt=receipt)
+        self._after = _After(time.monotonic(), now)
+
+    def settle_receipt(self) -> None:
+        """Hand the pending receipt to the outbox, with what was seen since the swap."""
+        receipt, after = self._ledger.record.receipt, self._after
         if receipt is None:
             return
-        if swap is not None:
-            deployment = self._ledger.record.deployment
-            drain_s = deployment.target.policy.drain_s if deployment else 10
+        if after is not None:
             try:
-                receipt = swapping.measure(self._tools, swap, drain_s)
+                receipt = swapping.with_after(self._tools, receipt, after.reading)
             except GatewayLostError as error:
                 self._ledger.tell(Step.ACTIVATE, error.code, str(error), level="warning")
         self._tools.outbox.add("receipts", receipt)
         self._ledger.write(receipt=None)
+        self._after = None
+
+    def _look_after(self) -> None:
+        """Send the receipt once there is enough to tell how the new version answers.
+
+        After a restart of agentd, a pending receipt gets the same time anew.
+        """
+        if self._ledger.record.receipt is None:
+            return
+        if self._after is None:
+            self._after = _After(time.monotonic(), swapping.read(self._tools.gateway()))
+        elif time.monotonic() - self._after.since >= swapping.AFTER_S:
+            self.settle_receipt()
 
     def watch(self) -> bool:
         """Perform probation until a verdict.
@@ -162,6 +245,7 @@ class Activation:
         pause = min(2.0, max(0.2, policy.probation_s / LOOKS))
         while True:
             verdict = self._look()
+            self._look_after()
             if verdict.kind == "fail":
                 self.roll_back(verdict.trigger, verdict.detail)
                 return True
@@ -174,6 +258,7 @@ class Activation:
     def succeed(self, verdict: probation.Verdict) -> None:
         """End probation well; the verdict says how sure that is."""
         self._watch = None
+        self.settle_receipt()
         self._ledger.move(
             _E.SUCCEED, reason=verdict.trigger, detail=verdict.detail, verdict=verdict.kind
         )
@@ -185,6 +270,7 @@ class Activation:
             GatewayLostError: The gateway went away; recovery goes on from `rolling_back`.
         """
         ledger, self._watch = self._ledger, None
+        self.settle_receipt()  # of the swap that is undone
         if ledger.deployment.state is not DeploymentState.ROLLING_BACK:
             ledger.move(_E.ROLL_BACK, reason=trigger, detail=detail, verdict="fail")
         record = ledger.record
@@ -196,6 +282,9 @@ class Activation:
         except GatewayLostError:
             raise
         except EdgeFleetError as error:
+            if ledger.serving is None:
+                self._held_at = 0.0
+                self._tools.gateway().unroute(ledger.name)  # nobody waits for what will not come
             ledger.move(
                 _E.ROLLBACK_FAIL,
                 reason=error.code,
@@ -214,7 +303,9 @@ class Activation:
             receipt=swap.receipt if swap else None,
         )
         self._back = None
-        self.settle_receipt(swap)
+        if swap:
+            self.measure_receipt(swap)
+        self.settle_receipt()
 
     def _return_to(self, good: VersionRef | None, trigger: str) -> Swap | None:
         if good is None:

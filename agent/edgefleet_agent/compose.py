@@ -16,6 +16,7 @@ from edgefleet_agent import __version__, durable, machine
 from edgefleet_agent.accelerators.cpu import Cpu
 from edgefleet_agent.accelerators.fpga import vitis
 from edgefleet_agent.accelerators.fpga.region import Region
+from edgefleet_agent.admission import available_kb
 from edgefleet_agent.choosing import ChoiceBook
 from edgefleet_agent.config import Config
 from edgefleet_agent.containers import making as containers
@@ -147,6 +148,7 @@ def build(
         software=software,
         reserve_kb=config.inference.memory_reserve_mb * 1024,
         fpga=fpga(config),
+        available_kb=available_kb,
     )
     ways = transport or _transport(config, identity, boot)
     status = StatusFile(run, boot, identity.fleet, identity.device)

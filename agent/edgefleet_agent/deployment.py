@@ -165,6 +165,8 @@ class Staging:
         spec = self._tools.spec(version)
         with self._tools.verified(spec) as files:
             self._ledger.move(_E.PREPARE)
+            if self._drains(version, spec, proving=True):
+                return not self._stop.is_set()
             with fabric.readied(self._tools, self._ledger, version, spec, files) as fds:
                 proof = self._loading.prove(version, spec, fds)
                 if proof.code == "canceled":
@@ -226,13 +228,35 @@ class Staging:
 
     def _load(self, version: VersionRef, spec: ModelSpec, fds: Sequence[int]) -> None:
         self._loading.prepare(version, spec, fds)
-        if self._stop.is_set():
+        if self._stop.is_set() or self._drains(version, spec):
             return
         outcome = self._loading.load(version, spec, fds)
         self._tell(outcome, Step.PREPARE)
         self._tools.hold(spec)
         self._ledger.tell_share(spec.accelerator, outcome.accelerated_pct)
         self._ledger.ready_ms = outcome.ready_ms
+
+    def _drains(self, version: VersionRef, spec: ModelSpec, *, proving: bool = False) -> bool:
+        """Return whether the old version must end first, and write that down.
+
+        Proving asks no more than whether a proof fits beside what serves; if not even that does,
+        the load that follows the drain is the proof.
+
+        Raises:
+            DeploymentError: There is not memory enough (code `no_memory`), with the numbers.
+        """
+        policy = self._ledger.deployment.target.policy.swap
+        if proving and policy == "drain":
+            policy = "auto"
+        decision = self._loading.admit(version, spec, policy)
+        if decision.way == "refuse":
+            raise DeploymentError(decision.detail, code="no_memory")
+        if decision.way == "overlap":
+            return False
+        after = msgspec.structs.replace(self._ledger.deployment, drain=True)
+        self._ledger.write(deployment=after)
+        self._ledger.tell(Step.PREPARE, "drain", f"The old version ends first. {decision.detail}")
+        return True
 
     def _tell(self, outcome: Outcome, step: Step) -> None:
         if not outcome.ok:

@@ -110,6 +110,16 @@ class GatewayClient:
         """
         return self.call(control.Flip(self._id(), model, digest), control.Flipped)
 
+    def hold(self, model: str, drain_s: int) -> control.Outcome:
+        """End a model's workers while its requests wait for the next flip."""
+        return self.call(
+            control.Hold(self._id(), model, drain_s), control.Outcome, deadline_s=drain_s + 30.0
+        )
+
+    def workers(self) -> list[control.WorkerInfo]:
+        """Return what is loaded now."""
+        return self.call(control.Hello(self._id()), control.GatewayState).workers
+
     def unroute(self, model: str) -> control.Outcome:
         """End serving a model."""
         return self.call(control.Unroute(self._id(), model), control.Outcome, deadline_s=60.0)

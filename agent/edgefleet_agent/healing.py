@@ -68,7 +68,8 @@ class Healing:
         standby = plan.standby
         if standby and standby.digest not in running and not self._forbidden(standby):
             try:
-                self._activation.load(standby, may_drain=False)
+                if self._activation.fits_beside(standby):
+                    self._activation.load(standby, may_drain=False)
             except GatewayLostError:
                 raise
             except EdgeFleetError as error:
@@ -109,7 +110,8 @@ class Healing:
             return
         swap = self._activation.route(good, "rollback", "crashes")
         self._ledger.write(active=good, previous=None, receipt=swap.receipt)
-        self._activation.settle_receipt(swap)
+        self._activation.measure_receipt(swap)
+        self._activation.settle_receipt()
 
     def repair(self, version: VersionRef) -> bool:
         """Fetch what the disk has changed under a version that the gateway gave up.

@@ -51,7 +51,8 @@ class Deployment(msgspec.Struct, frozen=True):
     """One deployment of one slot; fields as `messages.SlotReport` names them.
 
     `staged` is known once it is known what could run here, and names the chosen variant as soon as
-    there is one; `choice` says why that. `blobs` is the base URL of the blobs.
+    there is one; `choice` says why that. `blobs` is the base URL of the blobs. `drain`: the old
+    version ends before the new one is loaded.
     """
 
     id: str
@@ -66,6 +67,7 @@ class Deployment(msgspec.Struct, frozen=True):
     verdict: str = ""
     staged: VersionRef | None = None
     choice: str = ""
+    drain: bool = False
 
 
 class SlotRecord(msgspec.Struct, frozen=True):

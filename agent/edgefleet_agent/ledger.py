@@ -52,6 +52,7 @@ class Ledger:
         serving: The version that the gateway's route names, as far as is known.
         progress: Bytes fetched and bytes to fetch of the deployment under way.
         ready_ms: What the last load took until it could serve.
+        prepared: Whether the last load was from the prepared form.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Ledger:
         self.serving: VersionRef | None = None
         self.progress = (0, 0)
         self.ready_ms = 0
+        self.prepared = False
         self._progress_told = 0.0
 
     @property

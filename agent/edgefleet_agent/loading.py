@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
+from edgefleet_agent.admission import Decision, Memory, decide
 from edgefleet_agent.ipc.control import ModelSpec, Outcome
 from edgefleet_agent.journal import VersionRef
 from edgefleet_agent.ledger import Ledger
 from edgefleet_agent.toolbox import Toolbox
+from edgefleet_shared.messages import SwapWay
 from edgefleet_shared.steps import Step
 
 PERHAPS_THE_FORM = frozenset({"crashed", "load_timeout", "sandbox_violation"})
@@ -43,14 +45,53 @@ class Loading:
         self._tools.measured.note(version, outcome)
         return outcome
 
-    def load(self, version: VersionRef, spec: ModelSpec, fds: Sequence[int]) -> Outcome:
-        """Load beside what serves. A prepared form that cannot be used is thrown away.
+    def admit(self, version: VersionRef, spec: ModelSpec, policy: SwapWay) -> Decision:
+        """Decide how to load a version, by what that will take and what memory there is.
+
+        Raises:
+            GatewayLostError: The gateway went away.
+        """
+        tools = self._tools
+        prepared = tools.prepared.has(version)
+        mine = [
+            s for s in tools.gateway().stats() if s.model == version.model and s.role != "released"
+        ]
+        memory = Memory(
+            needed=tools.measured.predict_kb(version, spec, prepared=prepared),
+            available=tools.available_kb(),
+            freed=sum(stats.memory_kb for stats in mine),
+            reserve=tools.reserve_kb,
+        )
+        return decide(policy, memory, serving=any(stats.role == "active" for stats in mine))
+
+    def expected_ms(self, version: VersionRef) -> int | None:
+        """Return how long loading took here before; None if it never was loaded."""
+        for prepared in (self._tools.prepared.has(version), False):
+            if cost := self._tools.measured.cost(version, prepared=prepared):
+                return cost.ready_ms
+        return None
+
+    def load(
+        self,
+        version: VersionRef,
+        spec: ModelSpec,
+        fds: Sequence[int],
+        before: Callable[[], None] = lambda: None,
+    ) -> Outcome:
+        """Load, by the prepared form if there is one; one that cannot be used is thrown away.
+
+        Args:
+            version: What to load.
+            spec: Its specification.
+            fds: Descriptors of its files.
+            before: Called when all is hashed and open, just before the gateway is asked.
 
         Raises:
             GatewayLostError: The gateway went away.
         """
         tools = self._tools
         with tools.prepared.opened(version) as found:
+            before()
             if found is None:
                 outcome = tools.gateway().load(spec, fds)
             else:
@@ -65,6 +106,7 @@ class Loading:
                 else:
                     tools.prepared.used(version)
         tools.measured.note(version, outcome)
+        self._ledger.prepared = outcome.prepared
         return outcome
 
     def _distrust(self, version: VersionRef, why: str) -> None:

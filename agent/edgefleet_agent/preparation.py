@@ -87,6 +87,12 @@ class Prepared:
         with self._lock:
             return self._max_bytes > 0 and _key(version) not in self._index.entries
 
+    def has(self, version: VersionRef) -> bool:
+        """Return whether there is a form of this version; its bytes are judged on `opened`."""
+        with self._lock:
+            entry = self._index.entries.get(_key(version))
+        return entry is not None and entry.form is not None
+
     def refuse(self, version: VersionRef, code: str) -> None:
         """Remember that this version is not prepared, and why.
 

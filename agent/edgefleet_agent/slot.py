@@ -280,6 +280,7 @@ class Slot:
                 if s.model == self.ledger.name and s.role != "released"
             }
             plan = recovery.plan(self.ledger.record, running)
+            self._make_room(running)
             if not self._healing.bring_up(plan, running, self.recovered):
                 self._given_up("it crashed too often while agentd was away.")
             self._recover_due = plan.serve is not None and self.ledger.serving is None
@@ -289,6 +290,14 @@ class Slot:
             self.heed_floors()
         finally:
             self.recovered.set()
+
+    def _make_room(self, running: dict[str, str]) -> None:
+        """End what was loaded for a drain that never came to its flip: there is room for one."""
+        deployment = self.ledger.record.deployment
+        if deployment and deployment.drain and "active" not in running.values():
+            for digest in list(running):
+                self._tools.gateway().release(digest, 0)
+                del running[digest]
 
     def _recover_again(self) -> float | None:
         """Return how long to wait before the next try to bring the slot up; None if it is up."""

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from edgefleet_agent import admission
 from edgefleet_agent.gateway_client import GatewayClient
 from edgefleet_agent.ipc.control import DigestStats
 from edgefleet_agent.journal import VersionRef
@@ -18,6 +19,8 @@ from edgefleet_shared.messages import SwapReceipt
 Kind = Literal["activate", "rollback", "restore", "stop"]
 MEASURE_S = 0.5
 """Least time that counts as `during`; it goes on until the old version's requests are answered."""
+AFTER_S = 5.0
+"""How long the new version is watched for `after`; less where probation ends before."""
 
 Reading = Mapping[str, DigestStats]
 
@@ -42,17 +45,22 @@ def flip(
     new: VersionRef,
     kind: Kind,
     trigger: str = "",
+    before: Reading | None = None,
 ) -> Swap:
     """Route the model to `new`, which is loaded.
+
+    `before` is a reading from before requests were held, if they were.
 
     Raises:
         GatewayRefusedError: It is not loaded; the route stands as it was.
         GatewayLostError: The gateway went away; the route is what it says when it is back.
     """
     client = tools.gateway()
-    before = read(client)
-    tools.telemetry.close_windows(client.state.boot, list(before.values()))
+    now = read(client)
+    tools.telemetry.close_windows(client.state.boot, list(now.values()))
+    peak = admission.workers_kb([w.pid for w in client.workers() if w.model == new.model and w.pid])
     flipped = client.flip(new.model, new.digest)
+    before = before or now
     was = before.get(old.digest) if old else None
     receipt = msgspec.structs.replace(
         unmeasured(tools, deployment, old, new, kind),
@@ -60,12 +68,13 @@ def flip(
         p50_us_before=_us(was.latency, 0.5) if was else None,
         p99_us_before=_us(was.latency, 0.99) if was else None,
         trigger=trigger,
+        peak_memory_kb=peak,
     )
     return Swap(old, before, receipt)
 
 
-def measure(tools: Toolbox, swap: Swap, drain_s: float) -> SwapReceipt:
-    """Watch until the old version's requests are answered, and complete the receipt.
+def measure(tools: Toolbox, swap: Swap, drain_s: float) -> tuple[SwapReceipt, Reading]:
+    """Watch until the old version's requests are answered; return the receipt and the counters.
 
     Raises:
         GatewayLostError: The gateway went away; the receipt stays as it was.
@@ -87,14 +96,31 @@ def measure(tools: Toolbox, swap: Swap, drain_s: float) -> SwapReceipt:
         if digest in now
     ]
     latency = histogram.merge(*(histogram.difference(a.latency, b.latency) for a, b in pairs))
-    return msgspec.structs.replace(
+    receipt = msgspec.structs.replace(
         receipt,
         failed=sum(a.server_errors + a.rejected - b.server_errors - b.rejected for a, b in pairs),
         requests_during=sum(a.requests - b.requests for a, b in pairs),
+        p50_us_during=_us(latency, 0.5),
         p99_us_during=_us(latency, 0.99),
         gap_us=gap,
         memory_kb=now.get(receipt.to_digest, empty).memory_kb,
         accelerated_pct=now.get(receipt.to_digest, empty).accelerated_pct,
+    )
+    return receipt, now
+
+
+def with_after(tools: Toolbox, receipt: SwapReceipt, since: Reading) -> SwapReceipt:
+    """Return the receipt with how the new version has answered since a reading.
+
+    Raises:
+        GatewayLostError: The gateway went away.
+    """
+    now, before = read(tools.gateway()).get(receipt.to_digest), since.get(receipt.to_digest)
+    if now is None or before is None or now.requests < before.requests:
+        return receipt
+    latency = histogram.difference(now.latency, before.latency)
+    return msgspec.structs.replace(
+        receipt, p50_us_after=_us(latency, 0.5), p99_us_after=_us(latency, 0.99)
     )
 
 

@@ -51,6 +51,7 @@ class Toolbox(NamedTuple):
         software: Agent and runtimes that are here, with their versions.
         reserve_kb: Memory that a swap leaves available.
         fpga: What agentd programs before a worker starts.
+        available_kb: Tells how much memory is available now.
     """
 
     journal: Journal
@@ -72,6 +73,7 @@ class Toolbox(NamedTuple):
     threads: int
     software: str
     reserve_kb: int
+    available_kb: Callable[[], int]
     fpga: Fabric | None = None
 
     def why_not_serve(self, model: str, release_counter: int) -> str:

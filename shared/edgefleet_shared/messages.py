@@ -22,6 +22,15 @@ REPORT_MAX_BYTES = 64 * 1024
 Stream = Literal["events", "receipts", "telemetry"]
 
 
+SwapWay = Literal["auto", "overlap", "drain", "refuse"]
+"""How a new version takes over.
+
+`overlap`: it is loaded beside the old one, always. `drain`: requests wait, the old one ends, the
+new one is loaded, requests go on; always. `auto`: overlap where memory is enough for both, drain
+where it is not. `refuse`: overlap where memory is enough, else the deployment fails.
+"""
+
+
 class Policy(msgspec.Struct, frozen=True):
     """How a device treats a new version during its probation.
 
@@ -34,6 +43,7 @@ class Policy(msgspec.Struct, frozen=True):
         max_crashes: Worker crashes that are still fine.
         standby_s: Seconds the previous version stays loaded after probation.
         drain_s: Seconds that requests on the old version get to finish.
+        swap: What happens where memory has no room for two versions at once; see `SwapWay`.
     """
 
     probation_s: int = 60
@@ -44,6 +54,7 @@ class Policy(msgspec.Struct, frozen=True):
     max_crashes: int = 0
     standby_s: int = 0
     drain_s: int = 10
+    swap: SwapWay = "auto"
 
 
 class SlotAssignment(msgspec.Struct, frozen=True):
@@ -199,6 +210,10 @@ class SwapReceipt(msgspec.Struct, frozen=True):
     microseconds over the window named, None where nobody asked; `gap_us` is the longest time
     between two answers in `during`. `accelerated_pct` is the share of the new version's nodes that
     run on its accelerator, -1 where that is not known.
+
+    `way` is `overlap` or `drain`; `pause_ms` how long requests were held for a drain. `prepared`:
+    it was loaded from the form that the device has made of it. `peak_memory_kb` is the
+    proportional memory (PSS) of all workers of the model when most of them were loaded.
     """
 
     ts: str
@@ -222,6 +237,11 @@ class SwapReceipt(msgspec.Struct, frozen=True):
     gap_us: int = 0
     trigger: str = ""
     accelerated_pct: int = -1
+    p50_us_during: int | None = None
+    way: Literal["overlap", "drain"] = "overlap"
+    pause_ms: int = 0
+    prepared: bool = False
+    peak_memory_kb: int = 0
 
 
 class TelemetryWindow(msgspec.Struct, frozen=True):

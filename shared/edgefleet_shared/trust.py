@@ -166,7 +166,7 @@ def _check_slot(name: str, slot: SlotAssignment) -> None:
 def _check_sizes(name: str, slot: SlotAssignment) -> None:
     """Bound what a director alone decides: it fills the journal, events and reports."""
     texts = (slot.deployment, slot.rollout, slot.version, slot.manifest)
-    numbers = msgspec.structs.astuple(slot.policy)
+    numbers = [value for value in msgspec.structs.astuple(slot.policy) if isinstance(value, int)]
     if (
         any(len(text) > MAX_TEXT for text in texts)
         or not all(0 <= number <= MAX_POLICY for number in numbers)

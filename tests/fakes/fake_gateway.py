@@ -176,7 +176,7 @@ class FakeGateway:
         if name == "Shutdown":
             self.close()
 
-    def _reply(self, name: str, request, files: int) -> control.Reply:  # noqa: C901 - a table
+    def _reply(self, name: str, request, files: int) -> control.Reply:  # noqa: C901, PLR0912
         digest = getattr(request, "digest", "") or getattr(
             getattr(request, "spec", None), "digest", ""
         )
@@ -198,6 +198,9 @@ class FakeGateway:
                 return self._load(request, digest, files)
             case control.Flip():
                 return self._flip(request)
+            case control.Hold():
+                for key in [k for k, x in self._loaded.items() if x.spec.model == request.model]:
+                    self._release(key)
             case control.Unroute():
                 for key in [k for k, x in self._loaded.items() if x.spec.model == request.model]:
                     self._release(key)

@@ -11,6 +11,7 @@ from edgefleet_shared.errors import InvalidInputError
 def test_a_policy_holds_what_was_said_and_no_more():
     """Limits come by name; what nobody named is left to the server."""
     assert arguments.policy(None, []) == {}
+    assert arguments.policy(None, [], "drain") == {"swap": "drain"}
     assert arguments.policy(5, ["max_latency_pct=1000", "min_requests=0"]) == {
         "probation_s": 5,
         "max_latency_pct": 1000,

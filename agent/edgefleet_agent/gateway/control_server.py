@@ -141,6 +141,8 @@ class Client:
             )
         elif isinstance(message, control.Flip):
             reply = plane.flip(number, message.model, message.digest)
+        elif isinstance(message, control.Hold):
+            reply = await plane.hold(number, message.model, message.drain_s)
         elif isinstance(message, control.Unroute):
             reply = plane.unroute(number, message.model)
         elif isinstance(message, control.Release):

@@ -145,12 +145,36 @@ class Plane:
         if route is None:
             self.router.routes[model] = Route(model, backend)
             return Flipped(number, previous="", in_flight=0)
-        previous = route.active
+        previous, there = route.active, self.backends.get(route.active.digest) is route.active
         if previous is not backend:
-            route.active, route.standby = backend, previous
+            route.active, route.standby = backend, previous if there else None
             route.swaps += 1
+            route.held = False
+            self._refuse_pinned(route)
             self.router.resume(route)
-        return Flipped(number, previous=previous.digest, in_flight=len(previous.in_flight))
+        name = previous.digest if there else ""
+        return Flipped(number, previous=name, in_flight=len(previous.in_flight))
+
+    def _refuse_pinned(self, route: Route) -> None:
+        """Answer those who waited for a version by name that is gone."""
+        for pending in list(route.waiting):
+            pinned = pending.pinned
+            if pinned is not None and self.backends.get(pinned.digest) is not pinned:
+                route.waiting.remove(pending)
+                self.router.gone(pending)
+
+    async def hold(self, number: int, model: str, drain_s: float) -> Outcome:
+        """End every worker of a model; its requests wait for the next flip."""
+        route = self.router.routes.get(model)
+        if route is not None:
+            route.held, route.standby = True, None
+        mine = [b for b in self.backends.values() if b.spec.model == model]
+        await asyncio.gather(*(backend.drained(drain_s) for backend in mine))
+        for backend in mine:
+            for pending in backend.take_orphans():
+                self.router.dispatch(pending)  # it waits, and is no worker's fault
+            await self._forget(backend)
+        return Outcome(number, ok=True)
 
     def unroute(self, number: int, model: str) -> Outcome:
         """Answer 404 for a model; its workers finish what they have, then end."""
@@ -193,6 +217,8 @@ class Plane:
 
     def _route_of(self, backend: Backend) -> Route | None:
         route = self.router.routes.get(backend.spec.model)
+        if self.backends.get(backend.digest) is not backend:
+            return None  # let go of; a restart that was under way has nothing to come back to
         return route if route and backend in {route.active, route.standby} else None
 
     # ------------------------------------------------------------------- crashes

@@ -24,7 +24,7 @@ class Route:
     """Where one model's requests go now, and where they would go if that failed."""
 
     __slots__ = (
-        "active", "mark_ns", "max_gap_ns", "model", "open", "standby", "swaps", "waiting",
+        "active", "held", "mark_ns", "max_gap_ns", "model", "open", "standby", "swaps", "waiting",
     )  # fmt: skip
 
     def __init__(self, model: str, active: Backend) -> None:
@@ -36,6 +36,7 @@ class Route:
         self.mark_ns = 0  # last answer, or the arrival that ended an idle time
         self.max_gap_ns = 0
         self.swaps = 0
+        self.held = False  # its workers go, the next ones come: requests wait meanwhile
 
     def find(self, version: str) -> Backend | None:
         """Return the backend of a version; '' is the active one."""
@@ -111,6 +112,10 @@ class Router:
         """Ask the worker whose turn it is, wait for one, or refuse if none will come."""
         route = pending.route
         backend = pending.pinned or route.active
+        if route.held:
+            pending.backend = None
+            route.waiting.append(pending)
+            return
         if backend.ready:
             backend.ask(pending)
             return

@@ -155,6 +155,18 @@ class Flip(msgspec.Struct, tag=True, frozen=True):
     digest: str
 
 
+class Hold(msgspec.Struct, tag=True, frozen=True):
+    """End every worker of `model` while its requests wait for the next `Flip`.
+
+    What the workers are busy with gets up to `drain_s` seconds; what is not answered then waits
+    too, no request longer than its deadline. Answered by `Outcome` once the memory is free.
+    """
+
+    id: int
+    model: str
+    drain_s: int = 10
+
+
 class Unroute(msgspec.Struct, tag=True, frozen=True):
     """Answer 404 for `model` from now on; its workers drain and exit. Answered by `Outcome`."""
 
@@ -313,7 +325,9 @@ class Event(msgspec.Struct, tag=True, frozen=True):
     fallback: str = ""
 
 
-Request = Hello | Prove | Prepare | Cancel | Load | Flip | Unroute | Release | Stats | Shutdown
+Request = (
+    Hello | Prove | Prepare | Cancel | Load | Flip | Hold | Unroute | Release | Stats | Shutdown
+)
 Reply = Outcome | Flipped | StatsReply | GatewayState
 Message = Request | Reply | Event
 

@@ -153,7 +153,8 @@ def _short(struct: msgspec.Struct) -> None:
 
 def _not_negative(struct: msgspec.Struct) -> None:
     for name, value in msgspec.structs.asdict(struct).items():
-        if isinstance(value, int) and value < 0:
+        unknown = name == "accelerated_pct" and value == -1
+        if isinstance(value, int) and value < 0 and not unknown:
             raise _malformed(f"{name} is {value}")
 
 

@@ -83,6 +83,13 @@ class Receipt(BaseModel):
                     "p99_us_after": 980,
                     "memory_kb": 61440,
                     "trigger": "",
+                    "p50_us_during": None,
+                    "gap_us": 0,
+                    "way": "overlap",
+                    "pause_ms": 0,
+                    "prepared": True,
+                    "peak_memory_kb": 63210,
+                    "accelerated_pct": 100,
                 }
             ]
         }
@@ -109,6 +116,13 @@ class Receipt(BaseModel):
     p99_us_after: int | None
     memory_kb: int
     trigger: str
+    p50_us_during: int | None = None
+    gap_us: int = 0
+    way: str = "overlap"
+    pause_ms: int = 0
+    prepared: bool = False
+    peak_memory_kb: int = 0
+    accelerated_pct: int = -1
 
     @classmethod
     def of(cls, row: ReceiptRow) -> Receipt:

@@ -75,6 +75,13 @@ class ReceiptRow(SQLModel, table=True):
     p99_us_after: int | None
     memory_kb: int
     trigger: str
+    p50_us_during: int | None = None
+    gap_us: int = 0
+    way: str = "overlap"
+    pause_ms: int = 0
+    prepared: bool = False
+    peak_memory_kb: int = 0
+    accelerated_pct: int = -1
 
 
 class WindowRow(SQLModel, table=True):

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from edgefleet_cloud.rollouts.gate import Gate
 from edgefleet_cloud.rollouts.tables import DeploymentRow, RolloutRow, WaveRow
-from edgefleet_shared.messages import Policy
+from edgefleet_shared.messages import Policy, SwapWay
 from edgefleet_shared.times import parse_time
 
 _DAYS = 86400
@@ -30,6 +30,7 @@ class NewPolicy(BaseModel):
     max_crashes: int = Field(default=Policy().max_crashes, ge=0, le=1000)
     standby_s: int = Field(default=Policy().standby_s, ge=0, le=30 * _DAYS)
     drain_s: int = Field(default=Policy().drain_s, ge=0, le=_DAYS)
+    swap: SwapWay = Policy().swap
 
 
 class NewWave(BaseModel):

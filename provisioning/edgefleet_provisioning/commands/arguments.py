@@ -8,7 +8,7 @@ from typing import Any
 
 from edgefleet_shared.errors import InvalidInputError
 from edgefleet_shared.identifiers import check_name
-from edgefleet_shared.messages import Policy
+from edgefleet_shared.messages import Policy, SwapWay
 from edgefleet_shared.times import parse_time
 
 LABEL = re.compile(r"([a-z0-9](?:[a-z0-9_-]{0,61}[a-z0-9])?)=(.{0,256})", re.DOTALL)
@@ -84,24 +84,30 @@ def _wave(index: int, spec: str) -> dict[str, Any]:
     return {"name": name, "devices": [check_name(d, "device") for d in who.split(",")]}
 
 
-def policy(probation_s: int | None, texts: Sequence[str]) -> dict[str, int]:
+def policy(
+    probation_s: int | None, texts: Sequence[str], swap: SwapWay | None = None
+) -> dict[str, int | str]:
     """Return a rollout's policy: what was said of it; the rest is the server's defaults.
 
     Args:
         probation_s: The option of that name.
-        texts: Each `KEY=NUMBER`, the keys being those of `messages.Policy`.
+        texts: Each `KEY=NUMBER`, the keys being those of `messages.Policy` but `swap`.
+        swap: The option of that name.
 
     Raises:
         InvalidInputError: An unknown key, not a number, or a key twice.
     """
-    found = {} if probation_s is None else {"probation_s": probation_s}
+    keys = [key for key in Policy.__struct_fields__ if key != "swap"]
+    found: dict[str, int | str] = {} if probation_s is None else {"probation_s": probation_s}
+    if swap is not None:
+        found["swap"] = swap
     for text in texts:
         key, _, number = text.partition("=")
-        if key not in Policy.__struct_fields__ or not (number.isascii() and number.isdigit()):
+        if key not in keys or not (number.isascii() and number.isdigit()):
             raise InvalidInputError(
                 f"{text[:80]!r} is not part of a policy.",
                 code="policy",
-                hint=f"Write KEY=NUMBER; keys are {', '.join(Policy.__struct_fields__)}.",
+                hint=f"Write KEY=NUMBER; keys are {', '.join(keys)}.",
             )
         if key in found:
             raise InvalidInputError(f"{key} is given twice.", code="policy")

@@ -12,6 +12,7 @@ from edgefleet_provisioning.commands.rollout_watch import COLUMNS, follow, rows
 from edgefleet_provisioning.commands.session import Session, connected, reading
 from edgefleet_shared.errors import InvalidInputError
 from edgefleet_shared.identifiers import check_version
+from edgefleet_shared.messages import SwapWay
 
 app = typer.Typer(help="Bring versions to devices.", no_args_is_help=True)
 Known = Annotated[
@@ -51,6 +52,10 @@ def create(
             help="A limit of probation, as max_latency_pct=1000; repeat it.",
         ),
     ] = None,
+    swap: Annotated[
+        SwapWay | None,
+        typer.Option(help="What happens where memory has no room for two versions."),
+    ] = None,
     max_failures: Annotated[
         int | None, typer.Option(min=0, help="Failed devices that a wave may have.")
     ] = None,
@@ -72,7 +77,7 @@ def create(
     options = {
         "waves": arguments.waves(canary or [], wave or []),
         "gate": {key: value for key, value in gate.items() if value is not None},
-        "policy": arguments.policy(probation_s, policy or []),
+        "policy": arguments.policy(probation_s, policy or [], swap),
         "dry_run": dry_run,
     }
     body |= chosen | {key: value for key, value in options.items() if value}

@@ -1,0 +1,99 @@
+"""Is there memory for two versions at once, and what follows if not; and how much there is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from edgefleet_shared.messages import SwapWay
+
+Way = Literal["overlap", "drain", "refuse"]
+
+
+class Memory(NamedTuple):
+    """Kilobytes: what loading will take, what is available, what a drain would free beside that."""
+
+    needed: int
+    available: int
+    freed: int
+    reserve: int
+
+
+class Decision(NamedTuple):
+    """What to do, and why in a sentence with numbers."""
+
+    way: Way
+    detail: str
+
+
+def decide(policy: SwapWay, memory: Memory, *, serving: bool) -> Decision:
+    """Decide how a version is loaded.
+
+    Args:
+        policy: What the assignment asks for.
+        memory: The prediction.
+        serving: Whether anything would have to be drained.
+    """
+    beside = memory.available - memory.reserve - memory.needed
+    alone = beside + memory.freed
+    numbers = (
+        f"It will take {memory.needed // 1024} MB; {memory.available // 1024} MB are available, of "
+        f"which {memory.reserve // 1024} stay free"
+    )
+    if policy == "overlap" or (beside >= 0 and not (policy == "drain" and serving)):
+        return Decision("overlap", f"{numbers}.")
+    if policy == "refuse" or alone < 0:
+        more = f", and ending the old version frees {memory.freed // 1024} MB" if serving else ""
+        return Decision("refuse", f"{numbers}{more}.")
+    why = f"{numbers}; ending the old version frees {memory.freed // 1024} MB."
+    return Decision("drain" if serving else "overlap", why)
+
+
+def available_kb(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return the memory that can be had: the machine's, or less by the limit of a cgroup.
+
+    What belongs to files and is not in use counts as available: it can be given back.
+    """
+    found = _machine_kb(proc / "meminfo")
+    try:
+        path = (proc / "self" / "cgroup").read_text().rpartition("::")[2].strip().lstrip("/")
+    except OSError:
+        return found
+    group = groups / path
+    while group.is_relative_to(groups):
+        found = min(found, _group_kb(group, found))
+        if group == groups:
+            break
+        group = group.parent
+    return max(0, found)
+
+
+def _machine_kb(path: Path) -> int:
+    for line in path.read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1])
+    return 0
+
+
+def _group_kb(group: Path, unlimited: int) -> int:
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        if limit == "max":
+            return unlimited
+        used = int((group / "memory.current").read_text())
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return unlimited
+    return (int(limit) - used + int(stat.get("inactive_file", 0))) // 1024
+
+
+def workers_kb(pids: list[int], proc: Path = Path("/proc")) -> int:
+    """Return the proportional memory (PSS) of processes; one that cannot be read counts 0."""
+    total = 0
+    for pid in pids:
+        try:
+            text = (proc / str(pid) / "smaps_rollup").read_text()
+        except OSError:
+            continue
+        total += sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:"))
+    return total
