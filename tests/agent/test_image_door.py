@@ -8,11 +8,15 @@ import struct
 
 import numpy as np
 import pytest
+from msgspec import msgpack
 from msgspec.structs import replace
 from PIL import Image
 
+from edgefleet_agent.ipc.control import ModelSpec
+from edgefleet_agent.toolbox import model_spec
 from edgefleet_shared import processing as p
 from tests.models import colours, linear, logarithm, package
+from tests.shared.test_package import MANIFEST, VARIANT
 
 STEPS = p.Processing(
     pre=[p.DecodeImage(), p.Resize(8, 8), p.Normalise(1 / 255), p.Layout()],
@@ -134,6 +138,14 @@ def test_a_package_whose_processing_cannot_run_is_not_proved(gateway, tmp_path):
     assert "labels for 1 classes" in outcome.message
     few.spec = replace(wrong, processing=replace(STEPS, post=[p.TopK(3)]))
     assert gateway.control.prove(few).ok
+
+
+def test_what_a_manifest_declares_reaches_the_worker():
+    """Agentd hands the variant's processing on with the rest of its specification."""
+    variant = replace(VARIANT, processing=STEPS)
+    spec = model_spec(replace(MANIFEST, variants=[variant]), variant, "sha256:0", 1)
+    again = msgpack.decode(msgpack.encode(spec), type=ModelSpec)
+    assert again.processing == STEPS
 
 
 def test_a_nan_behind_labels_still_counts(gateway, tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgefleet_agent.worker.processing import after, before, boxes
+from edgefleet_agent.worker.processing import after, before, boxes, images
 from edgefleet_agent.worker.processing.after import Labels
 from edgefleet_agent.worker.processing.images import Geometry
 from edgefleet_shared import processing as p
@@ -141,6 +141,14 @@ def png_head(width: int, height: int) -> bytes:
     )
 
 
+def webp_head(width: int, height: int) -> bytes:
+    """The beginning of an animated WebP that announces a canvas; no frame follows."""
+    canvas = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    body = b"WEBPVP8X" + struct.pack("<I", 10) + b"\x02\0\0\0" + canvas
+    body += b"ANIM" + struct.pack("<I", 6) + bytes(6)
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
 BAD = {
     "no image": (b"hello, I am not an image", "another format"),
     "empty": (b"", "another format"),
@@ -149,6 +157,7 @@ BAD = {
     "cut off": (file_of(PIXELS, "JPEG")[:200], "cannot be read"),
     "damaged": (file_of(PIXELS)[:60] + b"\0" * 60, "cannot be read"),
     "a decompression bomb": (png_head(16_000, 16_000), "16000 x 16000 pixels"),
+    "a WebP's canvas": (webp_head(16_000, 16_000), "16000 x 16000 pixels"),
     "too long a side": (png_head(20_000, 1), "16384 a side"),
     "16 bits a channel": (file_of(PIXELS[..., 0].astype(np.uint16)), "8 bits a channel"),
 }
@@ -170,6 +179,14 @@ def test_every_cut_of_a_jpeg_is_answered():
             prepare(data[:end])
         except InvalidInputError:
             continue
+
+
+@pytest.mark.parametrize("options", [{}, {"lossless": True}, {"exif": b"Exif\0\0x"}])
+def test_a_webps_size_is_read_from_its_head(options):
+    """Lossy, lossless and extended files say what Pillow finds."""
+    data = file_of(PIXELS, "WEBP", **options)
+    assert images.webp_size(data) == Image.open(io.BytesIO(data)).size == (53, 37)
+    assert images.webp_size(file_of(PIXELS)) is None
 
 
 def finish(step, labels=(), geometry=None, **found):

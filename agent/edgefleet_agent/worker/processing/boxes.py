@@ -26,23 +26,23 @@ def suppress(
         RuntimeError: The tensors have shapes that cannot be boxes and scores.
     """
     boxes, scores = _split(step, found)
-    classes = scores.argmax(axis=1) if len(scores) else np.empty(0, np.int64)
-    best = np.take_along_axis(scores, classes[:, None], axis=1)[:, 0]
-    likely = np.flatnonzero((best >= step.score_threshold) & np.isfinite(boxes).all(axis=1))
+    best = scores.max(axis=1)
+    likely = np.flatnonzero(best >= step.score_threshold)
+    likely = likely[np.isfinite(boxes[likely]).all(axis=1)]
     order = likely[np.argsort(-best[likely], kind="stable")][: step.max_candidates]
+    classes = scores[order].argmax(axis=1)  # of the few alone
     corners = _corners(boxes[order].astype(np.float64), step.format)
     if geometry is not None:
         size = (geometry.seen_width, geometry.seen_height) if step.normalised else (1, 1)
         corners = _back(corners * [*size, *size], geometry)
-    kept = _pick(corners, classes[order], step)
+    kept = _pick(corners, classes, step)
     if geometry is not None:
         limits = [geometry.width, geometry.height] * 2
         corners = np.clip(corners, 0, limits)
-    chosen = order[kept]
     return (
         corners[kept].astype(np.float32),
-        best[chosen].astype(np.float32),
-        classes[chosen].astype(np.int64),
+        best[order[kept]].astype(np.float32),
+        classes[kept].astype(np.int64),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from types import ModuleType
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -73,8 +73,12 @@ def decode(data: bytes, step: DecodeImage) -> Image:
     """
     images = load()
     try:
+        if (size := webp_size(data)) is not None:
+            _check_size(size, step)  # its decoder takes memory for all of it when it is made
         image = images.open(io.BytesIO(data), formats=FORMATS)
-        _check_size(image, step)
+        _check_size(image.size, step)
+        if image.mode not in _MODES:
+            _refuse_mode(image.mode)
         return image.convert("L" if step.channels == "GRAY" else "RGB")  # type: ignore[no-any-return]
     except (InvalidInputError, MemoryError):
         raise
@@ -85,18 +89,33 @@ def decode(data: bytes, step: DecodeImage) -> Image:
         ) from error
 
 
-def _check_size(image: Image, step: DecodeImage) -> None:
+def webp_size(data: bytes) -> tuple[int, int] | None:
+    """Return width and height that the head of a WebP announces; None for what is none."""
+    if data[:4] != b"RIFF" or data[8:12] != b"WEBP" or len(data) < 30:
+        return None
+    kind, number = data[12:16], int.from_bytes
+    if kind == b"VP8X":
+        return number(data[24:27], "little") + 1, number(data[27:30], "little") + 1
+    if kind == b"VP8L":
+        bits = number(data[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    return number(data[26:28], "little") & 0x3FFF, number(data[28:30], "little") & 0x3FFF
+
+
+def _check_size(size: tuple[int, int], step: DecodeImage) -> None:
     """Refuse what a file's head announces, before anything of it is unpacked."""
-    width, height = image.size
+    width, height = size
     if width * height > step.max_pixels or max(width, height) > MAX_SIDE:
         raise InvalidInputError(
             f"The image has {width} x {height} pixels; the model takes at most {step.max_pixels}, "
             f"and {MAX_SIDE} a side."
         )
-    if image.mode not in _MODES:
-        raise InvalidInputError(
-            f"The image has pixels of the kind {image.mode!r}; 8 bits a channel are taken."
-        )
+
+
+def _refuse_mode(mode: str) -> NoReturn:
+    raise InvalidInputError(
+        f"The image has pixels of the kind {mode!r}; 8 bits a channel are taken."
+    )
 
 
 def take(frame: np.ndarray, step: Frame) -> Image:
