@@ -199,7 +199,7 @@ def test_a_slot_needs_a_descriptor_and_gives_it_up_when_dropped(raw, gateway):
         assert raw.slot(0, fd) is None
     raw.send(fast.DROP, fast.offer(0, 0, 1))
     assert raw.receive()[0] == fast.DONE
-    assert descriptors(gateway.process.pid) == before
+    wait_for(lambda: descriptors(gateway.process.pid) <= before, "the descriptor to go")
 
 
 def test_a_slot_in_use_is_not_dropped(raw):
