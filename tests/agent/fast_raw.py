@@ -60,6 +60,8 @@ class Raw:
 
     def slot(self, number: int, fd: int, size: int = SIZE, access: int = fast.READ):
         """Offer a descriptor and return None, or why it is refused."""
+        asked = self.send(fast.HOLD)
+        assert self.receive() == (fast.DONE, asked, b"")
         asked = self.send(fast.SLOT, fast.offer(number, access, size), fds=[fd])
         kind, got, body = self.receive()
         assert got == asked

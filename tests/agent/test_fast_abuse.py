@@ -149,6 +149,8 @@ def test_slots_of_one_client_are_bounded_in_number_and_bytes(raw):
         for number in range(raw.limits.slots):
             assert raw.slot(number, fd) is None
         assert raw.slot(0, fd).code == "bad_slot"
+        raw.send(fast.HOLD)
+        assert raw.receive()[0] == fast.DONE
         asked = raw.send(fast.SLOT, struct.pack("<IIQ", fast.SLOTS_MAX, 0, SIZE), fds=[fd])
         assert raw.refusal(asked).code == "bad_frame"
     for number in range(raw.limits.slots):
@@ -188,10 +190,25 @@ def descriptors(pid: int) -> int:
     return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
 
 
+def test_a_slot_comes_after_hold(raw):
+    """Who does not wait until the gateway itself reads could lose a descriptor: it is refused."""
+    with memory() as fd:
+        for _ in range(2):
+            raw.send(fast.SLOT, fast.offer(0, 0, SIZE), fds=[fd])
+            assert raw.refusal().code == "bad_frame"
+        assert raw.slot(0, fd) is None
+        raw.send(fast.INFER, head(in_slot()))
+        assert raw.receive()[0] == fast.ANSWER
+        raw.send(fast.SLOT, fast.offer(1, 0, SIZE), fds=[fd])
+        assert raw.refusal().code == "bad_frame"
+
+
 def test_a_slot_needs_a_descriptor_and_gives_it_up_when_dropped(raw, gateway):
     """Without one it is refused; dropping what is not there is too."""
     before = descriptors(gateway.process.pid)
-    assert raw.send(fast.SLOT, fast.offer(0, 0, SIZE))
+    raw.send(fast.HOLD)
+    assert raw.receive()[0] == fast.DONE
+    raw.send(fast.SLOT, fast.offer(0, 0, SIZE))
     assert raw.refusal().code == "bad_descriptor"
     raw.send(fast.DROP, fast.offer(0, 0, 1))
     assert raw.refusal().code == "bad_slot"

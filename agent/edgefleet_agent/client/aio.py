@@ -98,7 +98,10 @@ class AsyncClient:
                 sent = [False]
                 try:
                     async with asyncio.timeout(left + GRACE_S):
-                        answer = await self._ask(model, inputs, (version, raw), outputs, left, sent)
+                        which = version, raw
+                        work = self._ask(model, inputs, which, outputs, left, sent)
+                        # Whoever gives up while it is sent must not leave half a frame behind.
+                        answer = await asyncio.shield(asyncio.ensure_future(work))
                         return await answer
                 except TimeoutError as error:
                     self._hang_up()
@@ -130,6 +133,8 @@ class AsyncClient:
             try:
                 for send in asked.sends:
                     await line.send(send, sent)
+                    if asked.hold and send is asked.sends[0]:
+                        await line.held(asked.hold)
             except OSError as error:
                 problem = documents.gone(self._path, error)
                 line.close(problem)

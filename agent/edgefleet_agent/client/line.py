@@ -32,6 +32,7 @@ class Line:
         self._inbox = Inbox(_LONGEST)
         self._waiting: dict[int, tuple[Asked, asyncio.Future[Result]]] = {}
         self._offers: dict[int, Asked] = {}
+        self._hold: tuple[int, asyncio.Future[None]] | None = None
         self._welcome: asyncio.Future[None] = self._loop.create_future()
         self._loop.add_reader(sock, self._on_readable)
 
@@ -85,6 +86,15 @@ class Line:
         if count < sum(map(len, parts)):
             await self._loop.sock_sendall(self._sock, memoryview(b"".join(parts))[count:])
 
+    async def held(self, number: int) -> None:
+        """Wait for the answer to HOLD.
+
+        Raises:
+            GatewayGoneError: The connection broke.
+        """
+        self._hold = number, self._loop.create_future()
+        await self._hold[1]
+
     async def _writable(self) -> None:
         ready: asyncio.Future[None] = self._loop.create_future()
 
@@ -125,6 +135,11 @@ class Line:
             except InferenceError as error:
                 self._welcome.set_exception(error)
             return
+        if self._hold is not None and number == self._hold[0]:
+            hold, self._hold = self._hold[1], None
+            if not hold.done():
+                hold.set_result(None)
+            return
         if number in self._offers:
             asked = self._offers.pop(number)
             if prefix[0] == fast.REFUSED:
@@ -157,6 +172,7 @@ class Line:
             if not answer.done():
                 answer.set_exception(problem)
                 answer.exception()  # who waits gets it; who has gone leaves no complaint
-        if not self._welcome.done():
-            self._welcome.set_exception(problem)
-            self._welcome.exception()
+        for one in (self._welcome, self._hold[1] if self._hold else self._welcome):
+            if not one.done():
+                one.set_exception(problem)
+                one.exception()

@@ -43,13 +43,18 @@ class Send(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """A request that is ready: frames in order, its id, blocks it holds, and what it asks for."""
+    """A request that is ready: frames in order, its id, blocks it holds, and what it asks for.
+
+    `offers` are slots by the id of their frame. Where there are some, the first frame to send is
+    HOLD with the id `hold`, and the rest has to wait for its answer.
+    """
 
     sends: list[Send]
     number: int
     taken: list[Block]
     key: Key
     offers: dict[int, Block]
+    hold: int = 0
 
     def close(self) -> None:
         """Close descriptors that were sent, or shall not be any more."""
@@ -143,7 +148,10 @@ class Requests:
         sends, offers = self._offers(taken, [t.slot for t in given])
         first = fast.prefix(fast.INFER, number, len(head), at, timeout_us)
         sends.append(Send([first + head, *inline]))
-        return Asked(sends, number, taken, key, offers)
+        hold = self.number() if offers else 0
+        if hold:
+            sends.insert(0, Send([fast.prefix(fast.HOLD, hold)]))
+        return Asked(sends, number, taken, key, offers, hold)
 
     def _check_length(self, inline: int) -> None:
         if inline > self._blocks.limits.frame_bytes - fast.HEAD_MAX:

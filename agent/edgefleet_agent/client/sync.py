@@ -221,6 +221,8 @@ class Client:
             self._wait_at_most(timeout_s + GRACE_S)
             for send in asked.sends:
                 self._send(send, sent)
+                if asked.hold and send is asked.sends[0]:
+                    self._receive()
             frame, body = self._receive()
             while frame[2] != asked.number:
                 self._aside(asked, frame)

@@ -91,6 +91,7 @@ class Connection:
         self._open = 0  # requests that are with the router
         self._held = 0  # bytes of the frame that has begun to come
         self._welcomed = False
+        self._holding = False  # slots may come: nobody else reads this connection
         self._reading = False
         self._closing = False
         self._unsent: deque[bytes] = deque()
@@ -179,6 +180,9 @@ class Connection:
             self._infer(number, head_length, time, body)
         elif kind in {fast.SLOT, fast.DROP} and self._welcomed:
             self._offer(kind, number, bytes(body))
+        elif kind == fast.HOLD and self._welcomed:
+            self._holding = True
+            self.send(fast.prefix(fast.DONE, number), b"")
         elif kind == fast.HELLO and not self._welcomed:
             self._welcomed = True
             head = fast.encode_limits(self._limits)
@@ -188,6 +192,7 @@ class Connection:
 
     def _infer(self, number: int, head_length: int, timeout_us: int, body: memoryview) -> None:
         data = bytes(body)
+        self._holding = False
         try:
             head, shared = self._plan(data[:head_length], len(data) - head_length)
         except InvalidInputError as error:
@@ -229,6 +234,8 @@ class Connection:
             slot, access, size = fast.read_offer(head)
             if kind == fast.DROP:
                 self._slots.drop(slot)
+            elif not self._holding:
+                raise InvalidInputError("Before SLOT say HOLD, and wait.", code="bad_frame")
             elif fd < 0:
                 raise InvalidInputError("A slot came without a descriptor.", code="bad_descriptor")
             else:

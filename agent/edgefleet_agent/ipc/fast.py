@@ -25,10 +25,11 @@ HELLO: Final = 1  # client, first: empty
 WELCOME: Final = 2  # gateway: `Limits`
 SLOT: Final = 3  # client, with one descriptor: `OFFER`
 DROP: Final = 4  # client: `OFFER`, of which the slot counts
-DONE: Final = 5  # gateway, to SLOT and DROP: empty
+DONE: Final = 5  # gateway, to SLOT, DROP and HOLD: empty
 INFER: Final = 6  # client; time = timeout in microseconds, 0 = the gateway's
 ANSWER: Final = 7  # gateway; time = nanoseconds that the model took
 REFUSED: Final = 8  # gateway: `Refusal`
+HOLD: Final = 9  # client, before SLOT, waits for DONE: empty
 
 OFFER: Final = struct.Struct("<IIQ")
 """slot, access, size in bytes."""
