@@ -32,6 +32,9 @@ The first is in both libraries' own set and only computes. The second is for the
 device's owner has configured: without it no runtime knows that operator.
 """
 
+WITHOUT_SECOND: Final = frozenset({16, 44, 52})
+"""Builtin operators whose second input may be left out: the LSTMs. Others read it unasked."""
+
 MAX_PARTS: Final = 200_000
 """Tensors and operators of a file in all; runtimes allocate for each before they look at it."""
 
@@ -75,7 +78,8 @@ def _files(model: Model) -> Iterator[ModelError]:
         )
     for index, buffer in enumerate(model.buffers):
         offset, size = buffer.get("offset", 0), buffer.get("size", 0)
-        if offset + size > model.size or (size and "data" in buffer.values):
+        inside = offset >= 8 and size and offset + size <= model.size
+        if (offset or size) and (not inside or "data" in buffer.values):
             yield ModelError(
                 f"Buffer {index} claims bytes {offset} to {offset + size} of {model.size}.",
                 code="external_data_range",
@@ -157,6 +161,8 @@ def _operator(model: Model, operator: Operator, custom: Collection[str]) -> Iter
             code="op_domain",
             hint="Convert it for the runtime that devices have, ai-edge-litert 2.",
         )
+    if -1 in operator.inputs[: 1 if code in WITHOUT_SECOND else 2]:
+        yield _broken(f"{operator.where} lacks an input that it reads")
     offset = operator.table.get("large_custom_options_offset", 0)
     if offset + operator.table.get("large_custom_options_size", 0) > model.size:
         yield ModelError(

@@ -10,6 +10,8 @@ import numpy as np
 from tests import tflite_models as light
 from tests.tflite_models import Net, s
 
+BROKEN, LOST = "invalid_model", "not_a_model"
+
 
 class Hostile(NamedTuple):
     """One attack: its bytes, and what the lint calls it."""
@@ -118,12 +120,17 @@ def _set(path: str, value: object) -> Callable[[], bytes]:
     return _graph(change)
 
 
-BROKEN, LOST = "invalid_model", "not_a_model"
 VARIANTS = {
     "another file": Hostile(_other_file, "external_data_path"),
     "a tensor in another file": Hostile(_set("tensors.3.externalBuffer", 1), "external_data_path"),
     "data behind the end": Hostile(_beyond(2**20, 40), "external_data_range"),
     "data that ends behind the end": Hostile(_beyond(64, 2**40), "external_data_range"),
+    "data at an offset without a size": Hostile(_beyond(64, 0), "external_data_range"),
+    "data twice": Hostile(
+        lambda: changed(lambda model: setattr(model.buffers[1], "offset", 64)),
+        "external_data_range",
+    ),
+    "an input left out that is read": Hostile(_set("operators.0.inputs", [0, -1, 5]), BROKEN),
     "custom operator": Hostile(_code(s.BuiltinOperator.CUSTOM, "Evil"), "op_domain"),
     "custom operator without a name": Hostile(_code(s.BuiltinOperator.CUSTOM), "op_domain"),
     "Flex operator": Hostile(_code(s.BuiltinOperator.CUSTOM, "FlexReadFile"), "op_domain"),

@@ -9,7 +9,8 @@ import pytest
 
 from edgefleet_provisioning import runners
 from edgefleet_shared import safetensors_file
-from edgefleet_shared.package import decode_manifest, fitting_variants
+from edgefleet_shared.identifiers import sha256_digest
+from edgefleet_shared.package import decode_manifest, fitting_variants, target_path
 from tests import models
 from tests import tflite_models as light
 from tests.adversarial.hostile_tflite import VARIANTS
@@ -202,3 +203,27 @@ def test_without_a_runtime_the_extra_is_named(operator, folder, monkeypatch):
     )  # fmt: skip
     assert failed["code"] == "missing_extra"
     assert "edgefleet[litert]" in failed["hint"]
+
+
+def test_a_real_fleet_manager_takes_it(owned, folder, tmp_path):
+    """The fleet manager accepts, stores and lists both variants; a TUF client finds them."""
+    (folder / "more.toml").write_text(
+        '[[variant]]\nid = "lite"\nhardware = ["rpi4"]\nmodel = "digits.tflite"\n'
+    )
+    told = owned.cli.json(
+        "model", "publish", folder / "digits.onnx", "--name", "digits", "--version", "1.0.0",
+        "--golden", folder / "golden.npz", "--variants", folder / "more.toml", "--yes",
+    )  # fmt: skip
+    shown = owned.cli.json("model", "show", "digits", "1.0.0")
+    assert [(v["id"], v["runtime"], v["hardware"]) for v in shown["variants"]] == [
+        ("cpu", "onnxruntime", ["*"]), ("lite", "litert", ["rpi4"]),
+    ]  # fmt: skip
+    target = owned.device(tmp_path, target_path("digits", "1.0.0"))
+    assert target.custom["hardware"] == ["*", "rpi4"]
+    path = "/v1/models/digits/versions/1.0.0/manifest"
+    manifest = owned.cloud.client.get(path).content
+    target.verify_length_and_hashes(manifest)
+    assert sha256_digest(manifest) == told["manifest"]
+    lite = decode_manifest(manifest).variants[1]
+    blob = owned.cloud.client.get(f"/v1/blobs/{lite.file('tflite').digest}").content
+    assert blob == light.mlp()
