@@ -89,7 +89,7 @@ class AsyncClient:
         timeout = self._timeout_s if timeout_s is None else timeout_s
         end = time.monotonic() + timeout
         async with self._turn:
-            again = self._retry != "never"
+            again = True
             inline = False
             while True:
                 left = end - time.monotonic()

@@ -20,7 +20,7 @@ from edgefleet_agent.client.request import Asked, Requests, Result, Send
 from edgefleet_agent.ipc import fast
 from edgefleet_shared.errors import InvalidInputError
 
-Retry = Literal["never", "unsent", "always"]
+Retry = Literal["unsent", "always"]
 GRACE_S = 2.0
 """How long after a deadline, which the gateway keeps, it is taken to hang."""
 _TIME = struct.Struct("@ll")
@@ -35,7 +35,7 @@ class Client:
         timeout_s: Deadline of a request that names none.
         retry: What happens when the gateway went away, for example because it was restarted.
             `unsent`: connect anew, once, if nothing of the request had been sent. `always`: go on
-            trying until the deadline; a request may then be run twice. `never`: raise.
+            trying until the deadline; a request may then be run twice.
 
     Connects with the first request. A lock lets one thread in at a time; for requests side by side
     use several clients, or `AsyncClient`.
@@ -114,7 +114,7 @@ class Client:
         timeout = self._timeout_s if timeout_s is None else timeout_s
         end = time.monotonic() + timeout
         with self._lock:
-            again = self._retry != "never"
+            again = True
             inline = False
             while True:
                 left = end - time.monotonic()
