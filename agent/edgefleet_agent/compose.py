@@ -227,7 +227,7 @@ def command_of_gateway(config: Config) -> list[str]:
         "--uds", str(run / "infer.sock"),
         "--tcp", inference.tcp,
         "--addr-file", str(run / "infer.addr"),
-        "--queue-limit", str(inference.queue_limit),
+        "--queue-limit", str(inference.queue_limit), "--lend-after", str(inference.lend_after),
         "--timeout-s", str(inference.timeout_s),
         "--max-body-bytes", str(inference.max_body_bytes),
         "--threads", str(inference.threads),

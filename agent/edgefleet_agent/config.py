@@ -36,6 +36,7 @@ class Inference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cgroup: str = "auto"  # of workers: what systemd delegates, a cgroup2 folder, or '' = none
     triton_metrics: bool = False  # Triton's names among the metrics, unasked
     memory_reserve_mb: Annotated[int, Meta(ge=0)] = 64  # a swap leaves so much memory available
+    lend_after: Annotated[int, Meta(ge=0)] = 4  # requests in a row; 0 = every request is relayed
     orphan_timeout_s: Annotated[float, Meta(ge=0)] = (
         0.0  # gateway ends after this long without agentd; 0 = serves on
     )

@@ -28,6 +28,7 @@ def parse(arguments: list[str] | None = None) -> Options:
     parser.add_argument("--triton-metrics", action="store_true")
     parser.add_argument("--grpc", default="")
     parser.add_argument("--cgroup", default="")
+    parser.add_argument("--lend-after", type=int, default=4)
     return Options(**vars(parser.parse_args(arguments)))
 
 

@@ -14,10 +14,12 @@ from edgefleet_agent.gateway.child import Child
 from edgefleet_agent.gateway.counters import Counters
 from edgefleet_agent.gateway.fast_slots import Reach
 from edgefleet_agent.gateway.launcher import Started
+from edgefleet_agent.gateway.lending import Loans
 from edgefleet_agent.gateway.link import Link
 from edgefleet_agent.gateway.pending import Pending
 from edgefleet_agent.ipc import frames
-from edgefleet_agent.ipc.control import ModelSpec
+from edgefleet_agent.ipc.control import DigestStats, ModelSpec
+from edgefleet_agent.worker.pace import KEPT, LONG_NS, Pace
 
 CRASHES = 3
 CRASH_WINDOW_S = 60.0
@@ -51,6 +53,8 @@ class Backend:
         self.counters = counters
         self.in_flight: dict[int, Pending] = {}
         self.quarantined = ""
+        self.loans: Loans | None = None
+        self.pace = Pace(())
         self.progress_ns = 0  # when the worker last took up or finished something
         self._on_answer = on_answer
         self._on_death = on_death
@@ -79,6 +83,7 @@ class Backend:
         self._reach = Reach(started.descriptors) if started.descriptors else None
         self.counters.memory_kb = started.report.memory_kb
         self.counters.accelerated_pct = started.report.accelerated_pct
+        self.loans = None if started.area is None else Loans(started.area, link, self.kill)
         link.on_frame = self._on_frame
         link.on_lost = self._on_lost
 
@@ -102,6 +107,9 @@ class Backend:
 
     def _on_frame(self, frame: frames.Frame) -> None:
         kind, status, number, json_length, spent, body = frame
+        if kind == frames.RETURN:
+            self._on_return(frame)
+            return
         pending = self.in_flight.pop(number, None)
         if pending is None:
             return
@@ -110,9 +118,44 @@ class Backend:
             self.kill()  # no worker of ours says so: a model speaks for it
             status, json_length, body = 500, frames.NO_JSON, memoryview(_NONSENSE)
         nonfinite = kind == frames.ANSWER_NONFINITE
+        self.pace.ran(spent)
         self._on_answer(pending, status, bytes(body), json_length, spent, nonfinite)
-        if self._drained is not None and not self.in_flight:
+        if self._drained is not None and self._idle:
             self._tell_drained()
+
+    def _on_return(self, frame: frames.Frame) -> None:
+        if frame[1] == frames.SLOW:
+            self.pace = Pace([2 * LONG_NS] * KEPT)
+        if self.loans is not None:
+            self.loans.returned(frame)
+        if self._drained is not None and self._idle:
+            self._tell_drained()
+
+    @property
+    def _idle(self) -> bool:
+        return not self.in_flight and not self.loans
+
+    def bury_loans(self) -> bool:
+        """Take back what a dead worker held; return whether it died on one of their requests."""
+        held, self.loans = self.loans, None
+        if held is None:
+            return False
+        held.sync(self.counters)
+        again = held.bury()
+        self.counters.replayed += again
+        return again > 0
+
+    @property
+    def busy(self) -> int:
+        """How many requests the worker has now."""
+        return len(self.in_flight) + (self.loans.running if self.loans else 0)
+
+    def read(self, role: str, max_gap_ns: int, *, restart_gaps: bool) -> DigestStats:
+        """Return the counters, those that the worker keeps itself included."""
+        if self.loans is not None:
+            self.loans.sync(self.counters)
+            max_gap_ns = max(max_gap_ns, self.loans.gap(restart=restart_gaps))
+        return self.counters.read(role, self.busy, max_gap_ns // 1000)
 
     def _on_lost(self) -> None:
         if self._link is None:
@@ -155,7 +198,9 @@ class Backend:
 
     async def drained(self, patience_s: float) -> None:
         """Wait until the worker has nothing to do or is dead, or for so many seconds."""
-        if self.in_flight and self.ready:
+        if self.loans is not None:
+            self.loans.recall()
+        if not self._idle and self.ready:
             self._drained = asyncio.get_running_loop().create_future()
             await asyncio.wait([self._drained], timeout=patience_s)
 
@@ -182,6 +227,7 @@ class Backend:
         if self._child is not None:
             await self._child.end(patience_s)
             self._child = None
+        self.bury_loans()
         for fd in self.files:
             os.close(fd)
         self.files = []

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
+from edgefleet_agent.ipc import loans
 from edgefleet_agent.ipc.control import DigestStats, ModelSpec
 from edgefleet_shared.histogram import Counts, bucket
 
@@ -57,6 +59,22 @@ class Counters:
             self.client_errors += 1
         else:
             self.server_errors += 1
+
+    def grow(self, grown: Sequence[int]) -> None:
+        """Add what a worker counted itself, in the order of `loans`' words."""
+        self.requests += grown[loans.REQUESTS]
+        self.client_errors += grown[loans.CLIENT_ERRORS]
+        self.server_errors += grown[loans.SERVER_ERRORS]
+        self.nonfinite += grown[loans.NONFINITE]
+        self.latency_ns += grown[loans.LATENCY_NS]
+        self.compute_ns += grown[loans.COMPUTE_NS]
+        self.failed_ns += grown[loans.FAILED_NS]
+        if grown[loans.REQUESTS]:
+            self.last_ns = time.time_ns()  # at the latest
+        for counts, first in ((self.latency, loans.LATENCY), (self.compute, loans.COMPUTE)):
+            for index in range(loans.BUCKETS):
+                if grown[first + index]:
+                    counts[index] = counts.get(index, 0) + grown[first + index]
 
     def read(self, role: str, in_flight: int, max_gap_us: int) -> DigestStats:
         """Return the counters as they go to agentd."""

@@ -14,6 +14,7 @@ from edgefleet_agent.gateway.messages import Request, document, error, status_li
 from edgefleet_agent.gateway.plane import Plane
 from edgefleet_agent.gateway.statistics import model_statistics
 from edgefleet_agent.ipc.frames import NO_JSON
+from edgefleet_agent.ipc.http1 import DEADLINE_KEY
 from edgefleet_shared.processing_rules import outer
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ EXTENSIONS = [
     "edgefleet_processing",
 ]  # fmt: skip
 _DEADLINE = re.compile(rb"\s*:\s*([0-9]{1,9})\s*[,}]")
-_DEADLINE_KEY = b'"deadline_ms"'
 
 
 class Target(NamedTuple):
@@ -71,10 +71,10 @@ def deadline_parameter(body: bytes, json_length: int) -> int:
     would be escaped.
     """
     end = len(body) if json_length == NO_JSON else json_length
-    at = body.find(_DEADLINE_KEY, 0, end)
+    at = body.find(DEADLINE_KEY, 0, end)
     if at < 0:
         return 0
-    found = _DEADLINE.match(body, at + len(_DEADLINE_KEY), end)
+    found = _DEADLINE.match(body, at + len(DEADLINE_KEY), end)
     return int(found[1]) * 1_000_000 if found else 0
 
 
@@ -90,6 +90,7 @@ class Endpoints:
         self._plane = plane
         self._triton_metrics = triton_metrics
         self.submit = plane.router.submit
+        self.lend_after = plane.lending.after
         self.connections: set[Connection | FastConnection] = set()
 
     def handle(self, request: Request, connection: Connection) -> None:
@@ -103,9 +104,25 @@ class Endpoints:
                 request.body,
                 request.json_length,
                 request.timeout_ns or deadline_parameter(request.body, request.json_length),
+                begun_ns=request.begun_ns,
             )
             return
         connection.send(self._answer(request, target))
+
+    def offer(self, connection: Connection, target: bytes) -> str:
+        """Lend a connection to the worker that answers `target`; return the model, '' = stays."""
+        found = parse_target(target)
+        if found.kind != "infer" or not self._plane.lending.offer(
+            connection, found.model, found.version
+        ):
+            return ""
+        return found.model
+
+    @staticmethod
+    def of_another_model(request: Request, model: str) -> bool:
+        """Tell whether a request asks another model than `model`."""
+        target = parse_target(request.target)
+        return target.kind == "infer" and target.model != model
 
     def _answer(self, request: Request, target: Target) -> bytes:
         if not target.kind:

@@ -17,16 +17,20 @@ import httptools
 from edgefleet_agent.gateway.fast import Connection as FastConnection
 from edgefleet_agent.gateway.intake import MAX_CONNECTIONS, Intake
 from edgefleet_agent.gateway.messages import HEAD_MAX_BYTES, Request, error, inference, status_line
-from edgefleet_agent.ipc import fast
+from edgefleet_agent.ipc import fast, frames, loans
 
 if TYPE_CHECKING:
     from edgefleet_agent.gateway.endpoints import Endpoints
 
 _LINGER_S = 2.0
+_RETURNS_MAX = 3
+"""A connection that a worker has given back so often stays here."""
+_BACK = {frames.ODD: 1, frames.BLOCKED: 1, frames.SLOW: 1, frames.LARGE: _RETURNS_MAX}
+"""What each reason for giving a connection back counts."""
 
 
 class Connection(asyncio.Protocol):
-    """One client. Implements `pending.Asker`."""
+    """One client. Implements `pending.Asker` and `lending.Borrower`."""
 
     def __init__(self, endpoints: Endpoints, intake: Intake) -> None:
         self._endpoints = endpoints
@@ -48,6 +52,13 @@ class Connection(asyncio.Protocol):
         self._answering = 0  # bytes of the body that is with the endpoints
         self._unfinished = False  # a request has begun to come
         self._patience: asyncio.TimerHandle | None = None
+        self._target = b""  # of the last request
+        self._streak = 0  # inferences in a row with that target, all answered 200
+        self._lent = False  # a worker reads and answers
+        self._lent_for = ""  # the model it was lent for, ever
+        self._returns = 0
+        self._closing = False
+        self._begun_ns = 0  # of the next request, if a worker died on it
 
     # ------------------------------------------------------------------- transport
 
@@ -64,6 +75,7 @@ class Connection(asyncio.Protocol):
         """Forget the client; an answer that comes later goes nowhere."""
         del exc
         self._transport = None
+        self._lent = False
         self._drop()
         self._endpoints.connections.discard(self)
 
@@ -162,6 +174,7 @@ class Connection(asyncio.Protocol):
             return
         parts = self._parts
         self._request.body = parts[0] if len(parts) == 1 else b"".join(parts)
+        self._request.begun_ns, self._begun_ns = self._begun_ns, 0
         self._queue.append(self._request)
         self._request = Request()
         self._parts = []
@@ -215,7 +228,7 @@ class Connection(asyncio.Protocol):
 
     def _pump(self) -> None:
         """Start queued requests, one after the other, as long as each is answered at once."""
-        if self._pumping:
+        if self._pumping or self._lent:
             return
         self._pumping = True
         while self._queue and not self._busy and not self._blocked:
@@ -223,6 +236,7 @@ class Connection(asyncio.Protocol):
             self._busy = True
             self._keep_alive = request.keep_alive
             self._answering = len(request.body)
+            self._note(request)
             if request.refused:
                 status, text, code = request.refused
                 self.send(error(status, text, code))
@@ -232,11 +246,68 @@ class Connection(asyncio.Protocol):
         if not self._queue and not self._refusing and self._transport is not None:
             self._transport.resume_reading()
 
+    # ------------------------------------------------------------------- lending
+
+    def _note(self, request: Request) -> None:
+        """Count requests in a row that a worker could as well answer itself."""
+        if request.target != self._target or request.timeout_ns or request.refused:
+            self._target, self._streak = request.target, 0
+            if self._lent_for and self._endpoints.of_another_model(request, self._lent_for):
+                self._keep_alive = False  # the worker it was lent to may still have a copy
+
+    def _offer(self) -> None:
+        """Lend the connection, if it still is between two requests and all has been sent."""
+        transport = self._transport
+        if transport is None or self._busy or self._queue or self._unfinished or self._ended:
+            return
+        if self._refusing or self._lent or transport.get_write_buffer_size():
+            return
+        if lent_for := self._endpoints.offer(self, self._target):
+            transport.pause_reading()
+            self._lent, self._lent_for, self._streak = True, lent_for, 0
+
+    def fileno(self) -> int:
+        """Return the connection's descriptor, -1 once it is closed."""
+        if self._transport is None or self._transport.is_closing():
+            return -1
+        return int(self._transport.get_extra_info("socket").fileno())
+
+    def resume(self, left: loans.Left, reason: int) -> None:
+        """Go on where the worker stopped."""
+        self._lent = False
+        self._returns += _BACK.get(reason, 0)
+        transport = self._transport
+        if transport is None:
+            return
+        self._parser = httptools.HttpRequestParser(self)
+        self._request = Request()
+        self._head_bytes = 0
+        if left.unsent:
+            transport.write(left.unsent)
+        if self._closing and not left.begun_ns:
+            transport.close()
+            return
+        self._begun_ns = left.begun_ns
+        if left.unread:
+            self.data_received(left.unread)
+        self._pump()
+
+    def abandon(self) -> None:
+        """Close at once: nobody knows what the client has been told."""
+        self._lent = False
+        if self._transport is not None:
+            self._transport.abort()
+
+    # ------------------------------------------------------------------- answers
     def answer(self, status: int, body: bytes, json_length: int, retry_after_s: int = 0) -> None:
         """Send the answer to an inference request."""
         if status == 200:
+            self._streak += 1
             self.send(inference(body, json_length))
+            if self._streak >= self._endpoints.lend_after > 0 and self._returns < _RETURNS_MAX:
+                asyncio.get_running_loop().call_soon(self._offer)
         else:
+            self._streak = 0
             extra = b"Retry-After: %d\r\n" % retry_after_s if retry_after_s else b""
             self.send(status_line(status, len(body), extra) + body)
 
@@ -272,7 +343,8 @@ class Connection(asyncio.Protocol):
             transport.close()
 
     def close_when_idle(self) -> None:
-        """For shutting down: close now, or after the answer in progress."""
+        """For shutting down: close now, or after the answer in progress, also a worker's."""
         self._keep_alive = False
-        if not self._busy and self._transport is not None:
+        self._closing = True
+        if not self._busy and not self._lent and self._transport is not None:
             self._transport.close()

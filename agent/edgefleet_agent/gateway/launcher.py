@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -17,7 +18,7 @@ from edgefleet_agent.gateway.child import Child, describe
 from edgefleet_agent.gateway.dialer import Dialer
 from edgefleet_agent.gateway.link import Link
 from edgefleet_agent.gateway.spawner import Spawner
-from edgefleet_agent.ipc import frames
+from edgefleet_agent.ipc import frames, loans
 from edgefleet_agent.ipc.control import ModelSpec
 from edgefleet_shared.errors import UnavailableError
 
@@ -32,13 +33,15 @@ _LONGEST_ANSWER = 2**30  # bytes; nor can an answer be larger than the worker's 
 class Started(NamedTuple):
     """A worker's report; the rest only of one that serves.
 
-    `descriptors` is the socket on which it takes applications' memory.
+    `descriptors` is the socket on which it takes applications' memory, `area` is shared with it for
+    lent connections.
     """
 
     report: frames.Report
     link: Link | None
     child: Child | None
     descriptors: socket.socket | None = None
+    area: loans.Area | None = None
 
 
 class Launcher:
@@ -52,18 +55,22 @@ class Launcher:
     async def launch_serving(
         self, spec: ModelSpec, files: Sequence[int], *, again: bool = False
     ) -> Started:
-        """Start a worker that serves, with a socket on which it takes applications' memory."""
+        """Start a worker that serves: with a socket for applications' memory, and room for loans.
+
+        A container's worker is lent nothing: it would only pass on what it is asked.
+        """
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            with far:
-                started = await self.launch(spec, files, again=again, channels=[far.fileno()])
+            with far, _room_for_loans(lends=spec.container is None) as (area, room):
+                channels = [far.fileno(), *room]
+                started = await self.launch(spec, files, again=again, channels=channels)
         except BaseException:
             near.close()
             raise
         if started.link is None:
             near.close()
             return started
-        return started._replace(descriptors=near)
+        return started._replace(descriptors=near, area=area)
 
     async def launch(
         self,
@@ -160,6 +167,19 @@ def _pair() -> tuple[socket.socket, socket.socket]:
     for end in pair:
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
     return pair
+
+
+@contextlib.contextmanager
+def _room_for_loans(*, lends: bool) -> Iterator[tuple[loans.Area | None, list[int]]]:
+    """Make memory for loans and give it with its descriptor, which is closed in the end."""
+    if not lends:
+        yield None, []
+        return
+    fd = loans.make_area()
+    try:
+        yield loans.Area(fd), [fd]
+    finally:
+        os.close(fd)
 
 
 def _send_order(sock: socket.socket, order: frames.Order, files: Sequence[int]) -> bytes:

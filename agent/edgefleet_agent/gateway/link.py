@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import socket
 from collections.abc import Callable
-from typing import cast
+from typing import Protocol, cast
 
 from edgefleet_agent.ipc import frames
 
 FrameHandler = Callable[[frames.Frame], None]
 _JOIN_BELOW = 64 * 1024
+
+
+class HasDescriptor(Protocol):
+    """Something with an open descriptor."""
+
+    def fileno(self) -> int:
+        """Return it; -1 if it is closed."""
 
 
 class Link(asyncio.BufferedProtocol):
@@ -27,10 +37,13 @@ class Link(asyncio.BufferedProtocol):
         self.on_lost = on_lost
         self._buffer = frames.FrameBuffer()
         self._transport: asyncio.WriteTransport | None = None
+        self._socket: socket.socket | None = None  # for descriptors, which no transport sends
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
         self._transport = cast("asyncio.WriteTransport", transport)
+        fd = transport.get_extra_info("socket").fileno()
+        self._socket = socket.socket(fileno=os.dup(fd))
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Return where to receive."""
@@ -49,6 +62,8 @@ class Link(asyncio.BufferedProtocol):
         """Tell that the worker is gone."""
         del exc
         self._transport = None
+        if self._socket is not None:
+            self._socket.close()
         self.on_lost()
 
     def send(self, head: bytes, body: bytes) -> None:
@@ -61,6 +76,18 @@ class Link(asyncio.BufferedProtocol):
         else:
             transport.write(head)
             transport.write(body)
+
+    def send_descriptor(self, head: bytes, what: HasDescriptor) -> bool:
+        """Send a frame without a body and a descriptor with it; return whether it is sent.
+
+        It is not while anything else waits to be sent: it would come within that.
+        """
+        transport, sock, fd = self._transport, self._socket, what.fileno()
+        if transport is None or sock is None or fd < 0 or transport.get_write_buffer_size():
+            return False
+        with contextlib.suppress(OSError):
+            return socket.send_fds(sock, [head], [fd], socket.MSG_DONTWAIT) == len(head)
+        return False
 
     def close(self) -> None:
         """Close the socket, which ends an idle worker."""

@@ -11,6 +11,7 @@ from edgefleet_agent.gateway.backend import CRASHES, Backend
 from edgefleet_agent.gateway.child import describe
 from edgefleet_agent.gateway.counters import Counters
 from edgefleet_agent.gateway.launcher import Launcher
+from edgefleet_agent.gateway.lending import Lending
 from edgefleet_agent.gateway.router import Route, Router
 from edgefleet_agent.ipc.control import (
     DigestStats,
@@ -34,9 +35,12 @@ class Plane:
         launcher: Starts workers.
         queue_limit: Requests of one model that may be open at once.
         timeout_s: Deadline of a request that names none.
+        lend_after: Requests in a row that make a connection worth lending; 0 = none is lent.
     """
 
-    def __init__(self, launcher: Launcher, queue_limit: int, timeout_s: float) -> None:
+    def __init__(
+        self, launcher: Launcher, queue_limit: int, timeout_s: float, lend_after: int
+    ) -> None:
         self._launcher = launcher
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loading: dict[str, asyncio.Task[Report]] = {}
@@ -45,6 +49,7 @@ class Plane:
         self._throw_away: dict[str, set[asyncio.Future[None]]] = {}
         self.backends: dict[str, Backend] = {}
         self.router = Router(queue_limit, timeout_s, hung=Backend.kill)
+        self.lending = Lending(self.router.routes, timeout_s, lend_after)
         self.on_event: Callable[[Event], None] = lambda _: None
         self.sandbox: list[str] = []
 
@@ -151,9 +156,13 @@ class Plane:
             route.swaps += 1
             route.held = False
             self._refuse_pinned(route)
+            if previous.loans is not None:
+                previous.loans.recall()
+            if backend.loans is not None:
+                backend.loans.reopen()
             self.router.resume(route)
         name = previous.digest if there else ""
-        return Flipped(number, previous=name, in_flight=len(previous.in_flight))
+        return Flipped(number, previous=name, in_flight=previous.busy)
 
     def _refuse_pinned(self, route: Route) -> None:
         """Answer those who waited for a version by name that is gone."""
@@ -212,7 +221,7 @@ class Plane:
         if self.backends.get(backend.digest) is backend:
             del self.backends[backend.digest]
         orphans = backend.take_orphans()
-        await backend.end(_END_S)
+        await backend.end(_END_S)  # takes its connections back
         self.router.replay(orphans)
 
     def _route_of(self, backend: Backend) -> Route | None:
@@ -235,7 +244,9 @@ class Plane:
             self.backends.pop(backend.digest, None)
         elif backend.crash_looping:
             self._quarantine(route, backend)
-        self.router.replay(orphans)
+        if backend.loans:
+            await backend.how_it_died()  # its copies of the connections are closed then
+        self.router.replay(orphans, innocent=backend.bury_loans())
         status = await backend.how_it_died()
         self._tell("worker_died", backend, f"The worker {describe(status)}.")
         if route is None:
@@ -328,10 +339,12 @@ class Plane:
             role = self.role(backend) if backend else "released"
             if role == "active":
                 route = self.router.routes[counters.spec.model]
-                gap = route.max_gap_ns // 1000
+                gap = route.max_gap_ns
                 route.max_gap_ns *= not restart_gaps
-            in_flight = len(backend.in_flight) if backend else 0
-            found.append(counters.read(role, in_flight, gap))
+            if backend is None:
+                found.append(counters.read(role, 0, 0))
+            else:
+                found.append(backend.read(role, gap, restart_gaps=restart_gaps))
         return found
 
     # ------------------------------------------------------------------- the end
@@ -344,7 +357,10 @@ class Plane:
 
     async def close(self, drain_s: float) -> None:
         """Let open requests finish for up to `drain_s` seconds, then end every worker."""
-        await self.router.quiet(drain_s)
+        held = [backend for backend in self.backends.values() if backend.loans]
+        await asyncio.gather(
+            self.router.quiet(drain_s), *(backend.drained(drain_s) for backend in held)
+        )
         self._closing = True
         for backend in self.backends.values():
             for fd in backend.files:

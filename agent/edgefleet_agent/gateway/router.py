@@ -76,10 +76,12 @@ class Router:
         json_length: int,
         timeout_ns: int = 0,
         shared: Shared | None = None,
+        begun_ns: int = 0,
     ) -> None:
         """Take one inference request; the answer comes by `asker.answer`, perhaps at once.
 
         `shared` is what a request of the fast path refers to; its `json_length` is its head's.
+        `begun_ns` is set for one that a worker had begun, by itself, before it died.
         """
         route = self.routes.get(model)
         if route is None:
@@ -97,12 +99,13 @@ class Router:
             text = f"{route.open} requests wait for {model!r}; try again later."
             asker.answer(503, problem(text, "queue_full"), NO_JSON, RETRY_AFTER_S)
             return
-        now = time.monotonic_ns()
+        now = begun_ns or time.monotonic_ns()
         if not route.open:
             route.mark_ns = now
         route.open += 1
         deadline = now + (timeout_ns or self._timeout_ns)
         pending = Pending(asker, route, body, json_length, now, deadline, pinned, shared)
+        pending.alone = begun_ns > 0
         self._open[pending] = None
         if self._sweep_timer is None or deadline < self._sweep_at:
             self._arm(deadline)
@@ -189,14 +192,15 @@ class Router:
             self._quiet = self._loop.create_future()
             await asyncio.wait([self._quiet], timeout=patience_s)
 
-    def replay(self, orphans: list[Pending]) -> None:
+    def replay(self, orphans: list[Pending], *, innocent: bool = False) -> None:
         """Ask again what a dead worker left unanswered.
 
         The first of them is the one it died on, for certain if it was asked alone; such a request
         is given up, so that it cannot take the standby down as well, and then the next worker.
+        `innocent`: it died on something else.
         """
         for index, pending in enumerate(orphans):
-            if not index and pending.alone:
+            if not index and pending.alone and not innocent:
                 text = "Two workers died on this request; it is not tried a third time."
                 self.finish(pending, 500, problem(text, "worker_crashed"), NO_JSON)
                 continue

@@ -44,6 +44,7 @@ class Options(NamedTuple):
     triton_metrics: bool
     grpc: str
     cgroup: str
+    lend_after: int
 
 
 def lock(run_dir: Path) -> IO[str]:
@@ -81,7 +82,7 @@ class Gateway:
         self._orphan: asyncio.TimerHandle | None = None
         self._spawner = Spawner()
         launcher = Launcher(self._spawner, options.threads, Cgroups.find(options.cgroup))
-        self._plane = Plane(launcher, options.queue_limit, options.timeout_s)
+        self._plane = Plane(launcher, options.queue_limit, options.timeout_s, options.lend_after)
         self._endpoints = Endpoints(self._plane, triton_metrics=options.triton_metrics)
         self._control = ControlServer(self._plane, self.shutdown, self._on_agents)
         self._servers: list[asyncio.Server] = []

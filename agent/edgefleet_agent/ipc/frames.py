@@ -25,6 +25,19 @@ INFER: Final = 3  # gateway -> worker
 INFER_ALONE: Final = 4  # as INFER; it runs when all answers before it are sent, and alone
 ANSWER: Final = 5  # worker -> gateway
 ANSWER_NONFINITE: Final = 6  # as ANSWER; an output holds NaN or infinity
+LEND: Final = 7  # gateway -> worker: a connection for the slot `number`, its descriptor with it
+RECALL: Final = 8  # gateway -> worker: give the connection of slot `number` back, or `ALL`
+RETURN: Final = 9  # worker -> gateway: slot `number` is back, status = why
+"""Its body is an answer that did not fit; JSON length = where that request ends in the slot."""
+
+ALL: Final = 0xFFFFFFFF
+
+RECALLED: Final = 1  # asked for by the gateway, or nothing can be done with it here
+ENDED: Final = 2  # the client has closed, or its socket failed
+ODD: Final = 3  # the next request is not for this model, or is none that is answered here
+LARGE: Final = 4  # a request or an answer does not fit into the slot
+BLOCKED: Final = 5  # the client does not read its answers
+SLOW: Final = 6  # the model has become too slow to answer one connection after the other
 
 FAST: Final = 16
 """Added to INFER or INFER_ALONE: the body is a head and inline tensors of `fast`, `JSON length` the
@@ -50,7 +63,8 @@ class Order(msgspec.Struct, frozen=True):
     died, and nobody has hashed the files since. `measure`: time the golden inputs as well.
     `prepare_bytes`: make the prepared form instead, into the descriptors after the package's, none
     longer than this.
-    `channels`: so many sockets come as descriptors after the package's; the first is `mapping`'s.
+    `channels`: so many more descriptors come after the package's: the socket of `mapping`, then the
+    memory of `ipc.loans`, without which no connection is lent.
     """
 
     spec: ModelSpec

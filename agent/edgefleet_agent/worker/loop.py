@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import array
+import select
 import socket
 import threading
 import time
+from collections import deque
+from typing import Final
 
-from edgefleet_agent.ipc import frames
+from edgefleet_agent.ipc import frames, loans
 from edgefleet_agent.worker.answering import TOO_LATE, Answer, Answerer
+from edgefleet_agent.worker.lent import Desk, Lent
+from edgefleet_agent.worker.lent_http import Heads
 from edgefleet_agent.worker.opening import OUT_OF_MEMORY
 from edgefleet_agent.worker.pace import Pace
 from edgefleet_agent.worker.pool import Pool
+
+_ROOM_FOR_DESCRIPTORS: Final = socket.CMSG_SPACE(16 * 4)
 
 FLUSH_NS = 100_000
 """Finished answers wait at most this long for the next one, to leave in one system call."""
@@ -25,6 +33,8 @@ class Loop:
         answerer: Answers one request.
         pace: How long the model runs.
         pool: Threads for long runs; None = one run at a time.
+        area: Memory for lent connections; None = none is lent.
+        heads: Reads the heads of their requests.
     """
 
     def __init__(
@@ -34,6 +44,8 @@ class Loop:
         answerer: Answerer,
         pace: Pace,
         pool: Pool | None,
+        area: loans.Area | None = None,
+        heads: Heads | None = None,
     ) -> None:
         self._sock = sock
         self._buffer = buffer
@@ -43,19 +55,84 @@ class Loop:
         self._out: list[bytes] = []
         self._unsent_since = 0
         self._sending = threading.Lock()
+        self._descriptors: deque[int] = deque()  # came with frames that are not read yet
+        self._lent: dict[int, Lent] = {}  # by descriptor
+        self._epoll = select.epoll()
+        self._epoll.register(sock, select.EPOLLIN)
+        self._desk: Desk | None = None
+        if area is not None and heads is not None:
+            self._desk = Desk(area, answerer, heads, pace, self._give_back)
 
     def run(self) -> None:
         """Serve until the gateway closes its end."""
-        buffer, receive = self._buffer, self._sock.recv_into
-        while True:
-            while (frame := buffer.next()) is not None:
+        link = self._sock.fileno()
+        while self._receive():
+            while self._lent:
+                events = self._epoll.poll()
+                assert self._desk is not None
+                self._desk.round_ns = time.monotonic_ns()
+                if not all(self._on_event(fd, link) for fd, _ in events):
+                    return
+
+    def _on_event(self, fd: int, link: int) -> bool:
+        """Serve one descriptor; return False at the end of the gateway's socket."""
+        if fd == link:
+            return self._receive()
+        lent = self._lent.get(fd)
+        if lent is not None:
+            lent.readable()
+            if self._pace.long:
+                self._recall(frames.ALL, frames.SLOW)
+        return True
+
+    def _receive(self) -> bool:
+        """Receive from the gateway and serve each whole frame; return False at the end."""
+        buffer = self._buffer
+        count, ancillary, _, _ = self._sock.recvmsg_into(
+            [buffer.space()], _ROOM_FOR_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+        )
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                numbers = array.array("i")
+                numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
+                self._descriptors.extend(numbers)
+        buffer.wrote(count)
+        while (frame := buffer.next()) is not None:
+            if frame[0] == frames.LEND:
+                self._take(frame[2])
+            elif frame[0] == frames.RECALL:
+                self._recall(frame[2], frames.RECALLED)
+            else:
                 self._serve(frame)
-            if self._out:
-                self._flush()
-            count = receive(buffer.space())
-            if not count:
-                return
-            buffer.wrote(count)
+        if self._out:
+            self._flush()
+        return bool(count)
+
+    # ------------------------------------------------------------------- lent connections
+
+    def _take(self, number: int) -> None:
+        """Take a connection; without its descriptor (there were too many) it goes back."""
+        if not self._descriptors or self._desk is None:
+            self._send_frame(frames.head(frames.RETURN, frames.RECALLED, number, 0, 0, 0))
+            return
+        lent = Lent(self._desk, number, self._descriptors.popleft())
+        self._lent[lent.fd] = lent
+        self._epoll.register(lent.fd, select.EPOLLIN)
+
+    def _recall(self, number: int, reason: int) -> None:
+        for lent in list(self._lent.values()):
+            if number in {frames.ALL, lent.number}:
+                self._give_back(lent.number, reason, 0, b"")
+
+    def _give_back(self, number: int, reason: int, end: int, answer: bytes) -> None:
+        (lent,) = [one for one in self._lent.values() if one.number == number]
+        del self._lent[lent.fd]
+        self._epoll.unregister(lent.fd)
+        lent.close()
+        head = frames.head(frames.RETURN, reason, number, end, 0, len(answer))
+        self._send_frame(head + answer)
+
+    # ------------------------------------------------------------------- the gateway's requests
 
     def _serve(self, frame: frames.Frame) -> None:
         kind, client, number, json_length, deadline, body = frame
@@ -103,15 +180,15 @@ class Loop:
                 return
             if lent is not None:
                 self._buffer.recycle(lent)
-            self._send(number, answer)
+            self._send_frame(b"".join(_framed(number, answer)))
 
         alone = kind & ~frames.FAST == frames.INFER_ALONE
         pool.put(lambda: work(again=not alone), alone=alone)
 
-    def _send(self, number: int, answer: Answer) -> None:
+    def _send_frame(self, data: bytes) -> None:
         try:
             with self._sending:
-                self._sock.sendall(b"".join(_framed(number, answer)))
+                self._sock.sendall(data)
         except OSError:
             return  # the gateway is gone; the loop sees that too
 

@@ -9,7 +9,7 @@ from typing import Final
 LONG_NS: Final = 1_000_000
 """A run that takes longer is worth a thread: handing it over and back costs some 50 us."""
 
-_KEPT = 9
+KEPT: Final = 9
 
 
 class Pace:
@@ -21,7 +21,7 @@ class Pace:
     """
 
     def __init__(self, first: Iterable[int], *, elsewhere: bool = False) -> None:
-        self._runs: deque[int] = deque(first, _KEPT)
+        self._runs: deque[int] = deque(first, KEPT)
         self._elsewhere = elsewhere
         self.long = elsewhere or self.median_ns > LONG_NS
 

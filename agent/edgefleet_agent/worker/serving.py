@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from edgefleet_agent.ipc import frames
+from edgefleet_agent.ipc import frames, loans
 from edgefleet_agent.ipc.control import MAX_FDS
 from edgefleet_agent.ipc.control import PREPARED_FILES as MADE
 from edgefleet_agent.ports import Session
@@ -19,6 +19,7 @@ from edgefleet_agent.worker import preparing, sandbox
 from edgefleet_agent.worker.answering import Answerer
 from edgefleet_agent.worker.codec import Codec
 from edgefleet_agent.worker.fast_codec import FastCodec
+from edgefleet_agent.worker.lent_http import Heads
 from edgefleet_agent.worker.loop import Loop
 from edgefleet_agent.worker.opening import Opened, import_code, open_model
 from edgefleet_agent.worker.pace import Pace
@@ -37,13 +38,15 @@ def main(fd: int) -> None:
     order, files = received
     last = len(files) - order.channels
     files, channels = files[:last], files[last:]
+    area = _map_area(channels)
     _wait_for_parent(order.parent)
     sandbox.die_with_parent(order.parent)
     sandbox.close_others([fd, *files, *channels])
     import_code(order)
     spec = order.spec
     connections = spec.container.container.concurrency if spec.container else 0
-    sandbox.give_up_rights(len(files) + len(channels) + connections)
+    slots = loans.SLOTS if area else 0
+    sandbox.give_up_rights(len(files) + len(channels) + connections + slots)
     sandbox.limit(order)
     if order.prepare_bytes:
         opened = _prepare(order, files)
@@ -61,7 +64,18 @@ def main(fd: int) -> None:
         fast = FastCodec(order.spec, codec, socket.socket(fileno=channels[0]))
         answerer = Answerer(opened.session, door, codec, fast)
         pace = Pace(opened.runs, elsewhere=order.spec.container is not None)
-        Loop(sock, buffer, answerer, pace, _pool(order, opened.session)).run()
+        pool = _pool(order, opened.session)
+        Loop(sock, buffer, answerer, pace, pool, area, Heads(order.spec)).run()
+
+
+def _map_area(channels: list[int]) -> loans.Area | None:
+    """Map the memory for lent connections, before any limit on memory, and close it."""
+    if len(channels) < 2:
+        return None
+    fd = channels.pop()
+    area = loans.Area(fd)
+    os.close(fd)
+    return area
 
 
 def _pool(order: frames.Order, session: Session) -> Pool | None:

@@ -25,7 +25,6 @@ listen 50 201
 accept 43 202
 accept4 288 242
 socketpair 53 199
-sendmmsg 307 269
 """
 
 PROGRAMS: Final = """

@@ -1,0 +1,228 @@
+"""Connections that a worker answers itself, and how they come back.
+
+A request that the gateway relays wakes it twice. A connection that keeps asking one short model is
+lent instead: its descriptor goes to the worker, the gateway stops reading and keeps its own copy.
+It comes back at the end of a request: because the worker hands it back, because the route moves, or
+because the worker died, and then nothing that was read from it is lost (`ipc.loans`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+
+from edgefleet_agent.ipc import frames, loans
+from edgefleet_shared.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from edgefleet_agent.gateway.backend import Backend
+    from edgefleet_agent.gateway.counters import Counters
+    from edgefleet_agent.gateway.link import Link
+    from edgefleet_agent.gateway.router import Route
+
+_SWEEPS: Final = 4  # within the time after which a worker that does nothing is taken for hung
+_HUNG_SWEEPS: Final = _SWEEPS + 1
+
+
+class Borrower(Protocol):
+    """A connection that can be lent."""
+
+    def fileno(self) -> int:
+        """Return the descriptor; -1 once the client is gone."""
+
+    def resume(self, left: loans.Left, reason: int) -> None:
+        """Go on where the worker stopped; `reason` is one of `frames`', 0 = the worker died."""
+
+    def abandon(self) -> None:
+        """Close: nobody knows where the worker stopped."""
+
+
+class _Loan(NamedTuple):
+    borrower: Borrower
+    slot: loans.Slot
+
+
+class Loans:
+    """What one worker holds.
+
+    Args:
+        area: The memory shared with it.
+        link: The way to it.
+        nonsense: Called when it says what cannot be true.
+    """
+
+    def __init__(self, area: loans.Area, link: Link, nonsense: Callable[[], None]) -> None:
+        self._area = area
+        self._link = link
+        self._nonsense = nonsense
+        self._ledger = loans.Ledger(area)
+        self._free = list(range(loans.SLOTS))
+        self._lent: dict[int, _Loan] = {}
+        self._seen: dict[int, tuple[tuple[int, ...], int]] = {}
+
+    def __len__(self) -> int:
+        """Return how many connections the worker has."""
+        return len(self._lent)
+
+    @property
+    def running(self) -> int:
+        """Return how many of them have a request that runs just now."""
+        return sum(loan.slot.running for loan in self._lent.values())
+
+    def lend(self, borrower: Borrower) -> bool:
+        """Give a connection away that is at a request boundary; return whether it is gone."""
+        if not self._free or self._area.words[loans.RECALLED]:
+            return False
+        number = self._free[-1]
+        slot = self._area.slot(number)
+        slot.clear()
+        if not self._link.send_descriptor(frames.head(frames.LEND, 0, number, 0, 0, 0), borrower):
+            return False
+        self._free.pop()
+        self._lent[number] = _Loan(borrower, slot)
+        return True
+
+    def recall(self) -> None:
+        """Ask for all of them; the worker begins no further request."""
+        self._area.words[loans.RECALLED] = 1
+        if self._lent:
+            self._link.send(frames.head(frames.RECALL, 0, frames.ALL, 0, 0, 0), b"")
+
+    def reopen(self) -> None:
+        """Lend again."""
+        self._area.words[loans.RECALLED] = 0
+
+    def returned(self, frame: frames.Frame) -> None:
+        """Take one back that the worker gives back."""
+        _, reason, number, end, _, body = frame
+        loan = self._take(number)
+        if loan is None:
+            self._nonsense()
+            return
+        try:
+            left = loan.slot.left(end, bytes(body))
+        except InvalidInputError:
+            loan.borrower.abandon()
+            self._nonsense()
+            return
+        loan.borrower.resume(left, reason)
+
+    def _take(self, number: int) -> _Loan | None:
+        loan = self._lent.pop(number, None)
+        if loan is not None:
+            self._free.append(number)
+            self._seen.pop(number, None)
+        return loan
+
+    def bury(self) -> int:
+        """Take all back from a worker that is dead; return how many requests run anew."""
+        again = 0
+        for number in list(self._lent):
+            loan = self._take(number)
+            assert loan is not None
+            try:
+                left = loan.slot.left()
+            except InvalidInputError:
+                loan.borrower.abandon()
+                continue
+            if left.begun_ns:
+                again += 1
+                begun = min(left.begun_ns, time.monotonic_ns())
+                left = left._replace(begun_ns=begun)
+            loan.borrower.resume(left, 0)
+        return again
+
+    def sync(self, counters: Counters) -> None:
+        """Add what the worker counted since the last time."""
+        try:
+            counters.grow(self._ledger.growth())
+        except InvalidInputError:
+            self._nonsense()
+
+    def gap(self, *, restart: bool) -> int:
+        """Return the longest gap between two answers, ns, and start it afresh if asked to."""
+        return self._ledger.gap(restart=restart)
+
+    def hung(self, patience_ns: int) -> bool:
+        """Tell whether the worker has left a connection alone for too long; asks slow clients back.
+
+        A request that runs for longer than `patience_ns`, or bytes that wait for several sweeps
+        while the worker does not touch the connection's slot.
+        """
+        now = time.monotonic_ns()
+        for number, loan in list(self._lent.items()):
+            words = loan.slot.words
+            if words[loans.STARTED] and now - words[loans.STARTED] > patience_ns:
+                return True
+            if words[loans.SINCE] and now - words[loans.SINCE] > patience_ns // _SWEEPS:
+                self._link.send(frames.head(frames.RECALL, 0, number, 0, 0, 0), b"")
+        return any(self._sweeps(number, loan) > _HUNG_SWEEPS for number, loan in self._waiting())
+
+    def _waiting(self) -> Iterator[tuple[int, _Loan]]:
+        """Yield the connections from which something could be read."""
+        poll, by_fd = select.poll(), {}
+        for number, loan in self._lent.items():
+            fd = loan.borrower.fileno()
+            if fd >= 0:
+                by_fd[fd] = number, loan
+                poll.register(fd, select.POLLIN)
+        ready = [by_fd[fd] for fd, _ in poll.poll(0)]
+        for number in self._lent.keys() - {number for number, _ in ready}:
+            self._seen.pop(number, None)
+        yield from ready
+
+    def _sweeps(self, number: int, loan: _Loan) -> int:
+        """Count how often in a row the slot was found as it is now."""
+        moved = loan.slot.moved()
+        before, times = self._seen.get(number, ((), 0))
+        times = times + 1 if before == moved else 0
+        self._seen[number] = moved, times
+        return times
+
+
+class Lending:
+    """Decides which connection is lent, and watches over those that are.
+
+    Args:
+        routes: The router's.
+        timeout_s: After so long without an answer a worker is taken for hung.
+        after: How many requests in a row, to one short model, make a connection worth it; 0 = none.
+    """
+
+    def __init__(self, routes: dict[str, Route], timeout_s: float, after: int) -> None:
+        self.after = after
+        self._routes = routes
+        self._timeout_ns = int(timeout_s * 1e9)
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._lenders: set[Backend] = set()
+
+    def offer(self, borrower: Borrower, model: str, version: str) -> Backend | None:
+        """Lend a connection that has just asked `model`; return to whom, None if it stays."""
+        route = self._routes.get(model)
+        backend = route.find(version) if route else None
+        if route is None or backend is not route.active or backend.loans is None:
+            return None
+        if backend.pace.long or route.waiting or not backend.loans.lend(borrower):
+            return None
+        self._lenders.add(backend)
+        if self._timer is None:
+            self._arm()
+        return backend
+
+    def _arm(self) -> None:
+        self._timer = self._loop.call_later(self._timeout_ns / 1e9 / _SWEEPS, self._sweep)
+
+    def _sweep(self) -> None:
+        self._timer = None
+        for backend in list(self._lenders):
+            held = backend.loans
+            if held is None or not len(held):
+                self._lenders.discard(backend)
+            elif held.hung(self._timeout_ns):
+                backend.kill()
+        if self._lenders:
+            self._arm()
