@@ -198,7 +198,7 @@ _COUNTERS: Final = range(REQUESTS, _WORDS)
 
 def make_area() -> int:
     """Return the descriptor of fresh shared memory whose size is final."""
-    fd = os.memfd_create("edgefleet-loans", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    fd = os.memfd_create("loans", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(fd, AREA_BYTES)
     seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
