@@ -75,9 +75,12 @@ class Normalise(Step, tag="normalise", frozen=True):
 
 
 class Layout(Step, tag="layout", frozen=True):
-    """Order of the axes, CHW or HWC, and whether a batch axis of one comes first."""
+    """Order of the axes, and whether a batch axis of one comes first.
 
-    order: Literal["CHW", "HWC"] = "CHW"
+    `FLAT` is HWC in one row, for models without a notion of an image.
+    """
+
+    order: Literal["CHW", "HWC", "FLAT"] = "CHW"
     batch: bool = True
 
 

@@ -36,7 +36,7 @@ class Signature(NamedTuple):
 
 
 class _Image(NamedTuple):
-    """What the steps of `pre` have made so far; `axes` is HWC, CHW, NHWC or NCHW."""
+    """What the steps of `pre` have made so far; `axes` is HWC, CHW or F, or with N before it."""
 
     datatype: str
     channels: int
@@ -45,7 +45,8 @@ class _Image(NamedTuple):
     axes: str = "HWC"
 
     def shape(self) -> list[int]:
-        sizes = {"N": 1, "H": self.height, "W": self.width, "C": self.channels}
+        flat = -1 if self.height < 0 else self.height * self.width * self.channels
+        sizes = {"N": 1, "H": self.height, "W": self.width, "C": self.channels, "F": flat}
         return [sizes[axis] for axis in self.axes]
 
 
@@ -172,7 +173,8 @@ def _next_image(step: steps.Pre, image: _Image) -> _Image:
         case steps.Layout():
             if image.axes != "HWC":
                 raise _bad("layout stands twice")
-            return image._replace(axes=("N" if step.batch else "") + step.order)
+            axes = "F" if step.order == "FLAT" else step.order
+            return image._replace(axes=("N" if step.batch else "") + axes)
         case steps.Cast():
             return image._replace(datatype=step.datatype)
         case steps.Quantise():

@@ -15,6 +15,7 @@ from PIL import Image
 from edgefleet_agent.ipc.control import ModelSpec
 from edgefleet_agent.toolbox import model_spec
 from edgefleet_shared import processing as p
+from tests import tflite_models as light
 from tests.models import colours, linear, logarithm, package
 from tests.shared.test_package import MANIFEST, VARIANT
 
@@ -138,6 +139,36 @@ def test_a_package_whose_processing_cannot_run_is_not_proved(gateway, tmp_path):
     assert "labels for 1 classes" in outcome.message
     few.spec = replace(wrong, processing=replace(STEPS, post=[p.TopK(3)]))
     assert gateway.control.prove(few).ok
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """Pixels as a file that loses nothing."""
+    held = io.BytesIO()
+    Image.fromarray(pixels).save(held, "PNG")
+    return held.getvalue()
+
+
+def test_a_tflite_model_is_asked_by_images_too(gateway, tmp_path):
+    """HWC floats for a convolution, one row of quantised numbers for another: as numpy has it."""
+    head = {"Inference-Header-Content-Length": "0"}
+    pixels = np.random.default_rng(3).integers(0, 256, (8, 8, 3), np.uint8)
+    pre = [p.DecodeImage(), p.Resize(8, 8), p.Normalise(1 / 255), p.Layout("HWC")]
+    whole = p.Processing(pre, [p.TopK(5)])
+    gateway.control.serve(package(tmp_path, light.conv(), name="conv", processing=whole))
+    status, answer, _ = gateway.infer(png(pixels), "conv", head)
+    assert status == 200, answer
+    want = light.conv_answer((pixels / np.float32(255))[None].astype(np.float32))
+    np.testing.assert_allclose(outputs(answer)["scores"], np.sort(want)[::-1], rtol=1e-4)
+
+    rows = p.Processing(
+        [p.DecodeImage("GRAY"), p.Resize(2, 2), p.Normalise(1 / 16), p.Quantise(0.5),
+         p.Layout("FLAT")],
+        [p.Dequantise(1.0)],
+    )  # fmt: skip
+    gateway.control.serve(package(tmp_path, light.quantised(), name="row", processing=rows))
+    grey = np.array([[16, 32], [48, 64]], np.uint8)
+    status, answer, _ = gateway.infer(png(grey), "row", head)
+    assert (status, outputs(answer)) == (200, {"r": [10.0, 10.0]}), answer
 
 
 def test_what_a_manifest_declares_reaches_the_worker():

@@ -124,6 +124,12 @@ def test_numbers_after_normalise_layout_and_quantise():
     np.testing.assert_array_equal(found, np.minimum(PIXELS, 127))
 
 
+def test_an_image_becomes_one_row():
+    """Row by row, the channels of a pixel side by side."""
+    found, _ = prepare(file_of(PIXELS), p.Layout("FLAT"))
+    np.testing.assert_array_equal(found, PIXELS.reshape(1, -1))
+
+
 def test_a_frame_needs_no_file():
     """Pixels go through the same steps as a file's, in the order in which they came."""
     steps = [p.Resize(20, 11), p.Layout()]

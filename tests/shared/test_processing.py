@@ -52,6 +52,15 @@ def test_a_frame_is_a_tensor_of_any_size():
     ]
 
 
+def test_an_image_may_become_one_row():
+    """A model that takes rows of numbers gets height x width x channels of them."""
+    pre = [p.DecodeImage("GRAY"), p.Resize(8, 8), p.Normalise(1 / 16), p.Layout("FLAT")]
+    row = TensorSpec("x", "FP32", [-1, 64])
+    assert outer(p.Processing(pre), [row], [SCORES]).inputs[0].datatype == "BYTES"
+    with pytest.raises(InvalidInputError, match=r"makes FP32 \[1, 64\]"):
+        outer(p.Processing(pre), [replace(row, shape=[-1, 65])], [SCORES])
+
+
 def test_a_manifest_with_processing_survives():
     """What is signed is what is read back, step by step."""
     variant = replace(

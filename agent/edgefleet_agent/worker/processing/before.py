@@ -64,6 +64,7 @@ def _apply(step: steps.Pre, array: np.ndarray) -> np.ndarray:
             return found
         case steps.Layout():
             ordered = array.transpose(2, 0, 1) if step.order == "CHW" else array
+            ordered = ordered.ravel() if step.order == "FLAT" else ordered
             return np.ascontiguousarray(ordered[None] if step.batch else ordered)
         case steps.Cast():
             return cast(array, step.datatype)
