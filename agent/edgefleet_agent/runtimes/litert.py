@@ -212,13 +212,16 @@ def _delegates(provider_options: Mapping[str, Mapping[str, str]]) -> list[Any]:
             continue
         if "library" not in options:
             raise RuntimeError(f"{LIBRARY} here lacks the delegate {name}.")
+        if not Path(options["library"]).is_file():
+            raise RuntimeError(
+                f"The delegate {name} cannot be loaded: {options['library']} is not there."
+            )
         rest = {key: value for key, value in options.items() if key != "library"}
         try:
             found.append(_tflite.load_delegate(options["library"], rest))
         except (ValueError, OSError, RuntimeError) as error:
-            raise RuntimeError(
-                f"The delegate {name} cannot be loaded: {_first_line(error)}"
-            ) from error
+            why = " ".join(str(error).split())[:400]  # its own words come in the second line
+            raise RuntimeError(f"The delegate {name} cannot be loaded: {why}") from error
     return found
 
 
