@@ -92,6 +92,19 @@ def slow() -> bytes:
     )
 
 
+def partly() -> bytes:
+    """X float [4, 4] -> y float: the determinant of the positive part of 2 x, in three nodes."""
+    return _bytes(
+        [
+            helper.make_node("Add", ["x", "x"], ["double"]),
+            helper.make_node("Relu", ["double"], ["positive"]),
+            helper.make_node("Det", ["positive"], ["y"]),
+        ],
+        [_value("x", TensorProto.FLOAT, [4, 4])],
+        [_value("y", TensorProto.FLOAT, [])],
+    )
+
+
 def logarithm() -> bytes:
     """X float [n] -> y float [n]: NaN for negative x."""
     return _bytes(

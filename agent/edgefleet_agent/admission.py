@@ -49,6 +49,12 @@ def decide(policy: SwapWay, memory: Memory, *, serving: bool) -> Decision:
     return Decision("drain" if serving else "overlap", why)
 
 
+def stricter(one: Decision, other: Decision) -> Decision:
+    """Return the decision that asks for more, of two kinds of memory; the first if they agree."""
+    order = ("overlap", "drain", "refuse")
+    return max((one, other), key=lambda decision: order.index(decision.way))
+
+
 def available_kb(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
     """Return the memory that can be had: the machine's, or less by the limit of a cgroup.
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TextIO
 
 from edgefleet_agent import __version__, durable, machine
-from edgefleet_agent.accelerators.cpu import Cpu
+from edgefleet_agent.accelerators.cpu import Cpu, cores
 from edgefleet_agent.accelerators.fpga import vitis
 from edgefleet_agent.accelerators.fpga.region import Region
+from edgefleet_agent.accelerators.gpu import Gpu, Npu
 from edgefleet_agent.admission import available_kb
 from edgefleet_agent.choosing import ChoiceBook
 from edgefleet_agent.config import Config
@@ -31,8 +32,9 @@ from edgefleet_agent.journal import Journal
 from edgefleet_agent.measured import Measured
 from edgefleet_agent.notify import Notifier
 from edgefleet_agent.outbox import Outbox
-from edgefleet_agent.ports import Accelerator, Clock, DeviceReport, Fabric, Transport
+from edgefleet_agent.ports import Clock, DeviceReport, Fabric, Offload, Transport
 from edgefleet_agent.preparation import Prepared
+from edgefleet_agent.proof import ProofBook
 from edgefleet_agent.status import StatusFile
 from edgefleet_agent.store import Store
 from edgefleet_agent.swap_lock import SwapLock
@@ -42,13 +44,11 @@ from edgefleet_agent.together import Together
 from edgefleet_agent.toolbox import Toolbox
 from edgefleet_agent.transports.mqtt import MqttTransport
 from edgefleet_agent.trust.acceptance import Acceptance
-from edgefleet_agent.variants import Machine
 from edgefleet_shared.errors import EdgeFleetError, InvalidInputError, UnavailableError
 from edgefleet_shared.identifiers import new_id
 from edgefleet_shared.steps import Step
 from edgefleet_shared.trust import format_time
 
-ACCELERATORS: tuple[type[Accelerator], ...] = (Cpu,)
 GATEWAY_ENVIRONMENT = {
     "ORT_DISABLE_TELEMETRY": "1",  # its wheels phone home otherwise
     "MALLOC_TRIM_THRESHOLD_": "131072",
@@ -56,14 +56,25 @@ GATEWAY_ENVIRONMENT = {
 }
 
 
-def look_around(config: Config) -> Machine:
-    """Return what models can run on here."""
-    return machine.describe(config.hardware_id, probe_all(config))
+def offloads_of(config: Config) -> dict[str, Offload]:
+    """Return the accelerators that say by what providers a model is opened, by kind.
+
+    One that has not been proved on this machine is tried when it is probed, in a process of its
+    own; that may take a while once, and never without one of the packages that drive it.
+    """
+    prove = ProofBook(config.state / "accelerators.json", config.accelerators.probe_s)
+    return {"gpu": Gpu(config.accelerators, prove), "npu": Npu(config.accelerators, prove)}
 
 
-def probe_all(config: Config) -> list[DeviceReport]:
-    """Return what probing every accelerator found."""
-    return [*(kind().probe() for kind in ACCELERATORS), fpga(config).probe()]
+def probe_all(config: Config, offloads: Mapping[str, Offload] | None = None) -> list[DeviceReport]:
+    """Return what probing every accelerator found.
+
+    Args:
+        config: What was configured.
+        offloads: Those of `offloads_of` that shall know of it; None: of this call alone.
+    """
+    found = offloads_of(config) if offloads is None else offloads
+    return [one.probe() for one in (Cpu(), *found.values(), fpga(config))]
 
 
 def fpga(config: Config) -> Fabric:
@@ -123,7 +134,8 @@ def build(
         return format_time(acceptance.now())
 
     outbox = Outbox(state / "outbox.db", config.telemetry.outbox_max_bytes)
-    emitter, here = _emitter(outbox, stamp), look_around(config)
+    emitter, offloads = _emitter(outbox, stamp), offloads_of(config)
+    here = machine.describe(config.hardware_id, probe_all(config, offloads))
     store = Store(state / "store", config.store.max_bytes)
     journal = Journal(state / "journal.json")
     software = _software()
@@ -144,7 +156,8 @@ def build(
         hardware=config.hardware_id,
         machine=here,
         choices=ChoiceBook(state / "variants.json", here.fingerprint),
-        threads=config.inference.threads,
+        offloads=offloads,
+        threads=_threads(config),
         software=software,
         reserve_kb=config.inference.memory_reserve_mb * 1024,
         fpga=fpga(config),
@@ -157,8 +170,7 @@ def build(
     )
     command = gateway_command or command_of_gateway(config)
     around = environ_of_gateway(config, environ)
-    daemon = Daemon(parts, lambda events: GatewayLink(run, command, around, events))
-    return daemon
+    return (daemon := Daemon(parts, lambda events: GatewayLink(run, command, around, events)))
 
 
 def _prepared(config: Config, made_by: str) -> Prepared:
@@ -218,6 +230,10 @@ def _transport(config: Config, identity: Identity, boot: str) -> Transport:
     )
 
 
+def _threads(config: Config) -> int:
+    return config.inference.threads or cores()
+
+
 def command_of_gateway(config: Config) -> list[str]:
     """Return how the gateway of this distribution is started."""
     run, inference = config.run, config.inference
@@ -230,7 +246,7 @@ def command_of_gateway(config: Config) -> list[str]:
         "--queue-limit", str(inference.queue_limit), "--lend-after", str(inference.lend_after),
         "--timeout-s", str(inference.timeout_s),
         "--max-body-bytes", str(inference.max_body_bytes),
-        "--threads", str(inference.threads),
+        "--threads", str(_threads(config)),
         "--orphan-timeout-s", str(inference.orphan_timeout_s),
         "--grpc", inference.grpc,
         "--cgroup", inference.cgroup,

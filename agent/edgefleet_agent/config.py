@@ -30,7 +30,7 @@ class Inference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tcp: str = "127.0.0.1:8500"  # '' = no TCP; port 0 = any free port, see run_dir/infer.addr
     queue_limit: Count = 256  # waiting requests a model
     timeout_s: Seconds = 30.0  # a request without a deadline of its own
-    threads: Count = 1  # intra-op threads a worker
+    threads: Annotated[int, Meta(ge=0)] = 1  # intra-op threads a worker; 0 = all it may use
     max_body_bytes: Count = 64 * 1024 * 1024
     grpc: str = ""  # loopback address of the gRPC door; '' = none, port 0 as for tcp
     cgroup: str = "auto"  # of workers: what systemd delegates, a cgroup2 folder, or '' = none
@@ -119,6 +119,25 @@ class Containers(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     registries: dict[str, Registry] = {}
 
 
+class Delegate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A TFLite delegate of this device; no package has a say in it."""
+
+    name: str  # what packages name among their providers
+    kind: Literal["gpu", "npu"]
+    library: str  # absolute path, for example /usr/lib/libedgetpu.so.1
+    options: dict[str, str] = {}
+
+
+class Accelerators(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What models may run on beside the CPU."""
+
+    disabled: tuple[Literal["gpu", "npu"], ...] = ()
+    delegates: tuple[Delegate, ...] = ()
+    memory_reserve_mb: Annotated[int, Meta(ge=0)] = 256  # of a GPU's memory, left to others
+    memory_limit_mb: Annotated[int, Meta(ge=0)] = 0  # of a CUDA worker's arena; 0 = the package's
+    probe_s: Annotated[float, Meta(ge=1, le=600)] = 60.0  # one proof that an accelerator is usable
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All of it. `state_dir` must survive a reboot, `run_dir` need not.
 
@@ -137,6 +156,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     identity: Identity = Identity()
     fpga: FpgaOptions = FpgaOptions()
     containers: Containers = Containers()
+    accelerators: Accelerators = Accelerators()
 
     @property
     def state(self) -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from edgefleet_agent.admission import Decision, Memory, decide
+from edgefleet_agent.admission import Decision, Memory, decide, stricter
 from edgefleet_agent.ipc.control import ModelSpec, Outcome
 from edgefleet_agent.journal import VersionRef
 from edgefleet_agent.ledger import Ledger
@@ -62,7 +62,23 @@ class Loading:
             freed=sum(stats.memory_kb for stats in mine),
             reserve=tools.reserve_kb,
         )
-        return decide(policy, memory, serving=any(stats.role == "active" for stats in mine))
+        serving = any(stats.role == "active" for stats in mine)
+        found = decide(policy, memory, serving=serving)
+        there = self._device_memory(spec)
+        return found if there is None else stricter(found, decide(policy, there, serving=serving))
+
+    def _device_memory(self, spec: ModelSpec) -> Memory | None:
+        """Return what a version takes of an accelerator's own memory; None where nobody tells."""
+        offload = self._tools.offloads.get(spec.accelerator)
+        free = offload.free_mb() if offload else -1
+        if free < 0 or not spec.limits.device_memory_mb:
+            return None
+        active, freed = self._ledger.record.active, 0
+        if active is not None:
+            old = self._tools.spec(active)
+            freed = old.limits.device_memory_mb if old.accelerator == spec.accelerator else 0
+        # Above the reserve already, which is others' and not ours to free.
+        return Memory(spec.limits.device_memory_mb * 1024, free * 1024, freed * 1024, 0)
 
     def expected_ms(self, version: VersionRef) -> int | None:
         """Return how long loading took here before; None if it never was loaded."""

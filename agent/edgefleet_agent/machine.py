@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from edgefleet_agent.ports import DeviceReport
+from edgefleet_agent.providers import PROVIDERS
 from edgefleet_agent.variants import Machine
 
 DISTRIBUTIONS: Final = {
@@ -42,8 +43,15 @@ def describe(
         runtimes=runtimes,
         memory_mb=memory,
         device_memory_mb={r.kind: r.memory_mb for r in reports if r.kind != "cpu"},
+        ways={r.kind: _ways(r) for r in reports if r.usable and r.kind in {"gpu", "npu"}},
         fingerprint=fingerprint(reports, {**runtimes, **_versions(PLUGINS)}, cpuinfo),
     )
+
+
+def _ways(report: DeviceReport) -> frozenset[str]:
+    """Return the runtimes that reach an accelerator: by a provider of onnxruntime, a delegate."""
+    known = {provider.name for provider in PROVIDERS}
+    return frozenset("onnxruntime" if name in known else "litert" for name in report.providers)
 
 
 def installed_runtimes() -> dict[str, str]:

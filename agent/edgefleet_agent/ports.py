@@ -206,6 +206,13 @@ class Accelerator(Protocol):
         """Return `free`, `reserved`, `programming`, `operating` or `error`."""
 
 
+class Offload(Accelerator, Protocol):
+    """An accelerator beside the CPU that a model is opened on by execution providers: GPU, NPU."""
+
+    def free_mb(self) -> int:
+        """Return what is free of its own memory, in MB; -1 if it has none, or nobody tells."""
+
+
 class Fabric(Accelerator, Protocol):
     """An accelerator that agentd programs before a worker starts, because workers may not: an FPGA.
 

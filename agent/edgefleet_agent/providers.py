@@ -28,18 +28,19 @@ class Provider(NamedTuple):
         name: What onnxruntime calls it.
         kind: The accelerator that a manifest names.
         package: The distribution that brings it.
-        needs: Device files; one of them must be there. Empty: only onnxruntime can tell.
+        needs: Patterns of device files or of the kernel's entries; one of them must be there.
         options: What it is opened with, beside what the configuration says.
     """
 
     name: str
     kind: str
     package: str
-    needs: tuple[str, ...] = ()
+    needs: tuple[str, ...]
     options: tuple[tuple[str, str], ...] = ()
 
 
 _NVIDIA = ("/dev/nvidiactl", "/dev/nvhost-gpu", "/dev/nvgpu")
+_DRM = ("/sys/class/drm/card*",)  # where onnxruntime itself looks for GPUs
 
 PROVIDERS: Final = (
     Provider(
@@ -60,19 +61,22 @@ PROVIDERS: Final = (
         "OpenVINOExecutionProvider",
         "gpu",
         "onnxruntime-ep-openvino",
-        options=((DEVICE_TYPE, "GPU"),),
+        _DRM,
+        ((DEVICE_TYPE, "GPU"),),
     ),
     Provider(
         "WebGpuExecutionProvider",
         "gpu",
         "onnxruntime-ep-webgpu",
-        options=((DEVICE_TYPE, "GPU"),),
+        _DRM,
+        ((DEVICE_TYPE, "GPU"),),
     ),
     Provider(
         "OpenVINOExecutionProvider",
         "npu",
         "onnxruntime-ep-openvino",
-        options=((DEVICE_TYPE, "NPU"),),
+        ("/sys/class/accel/accel*",),
+        ((DEVICE_TYPE, "NPU"),),
     ),
 )
 """In the order in which they are tried where a package names none."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
+
+import msgspec
 
 from edgefleet_agent.choosing import ChoiceBook
 from edgefleet_agent.containers.lifetimes import Containers
@@ -16,7 +18,7 @@ from edgefleet_agent.ipc.control import MAX_FDS, ModelSpec
 from edgefleet_agent.journal import Journal, VersionRef
 from edgefleet_agent.measured import Measured
 from edgefleet_agent.outbox import Outbox
-from edgefleet_agent.ports import Fabric
+from edgefleet_agent.ports import Fabric, Offload
 from edgefleet_agent.preparation import Prepared
 from edgefleet_agent.store import Store
 from edgefleet_agent.telemetry import Telemetry
@@ -47,6 +49,7 @@ class Toolbox(NamedTuple):
         hardware: What packages must name to run here.
         machine: What models can run on here.
         choices: Which variants were chosen, and by what numbers.
+        offloads: Accelerators that say by what providers a model is opened, by kind.
         threads: Intra-op threads a worker.
         software: Agent and runtimes that are here, with their versions.
         reserve_kb: Memory that a swap leaves available.
@@ -70,6 +73,7 @@ class Toolbox(NamedTuple):
     hardware: str
     machine: Machine
     choices: ChoiceBook
+    offloads: Mapping[str, Offload]
     threads: int
     software: str
     reserve_kb: int
@@ -94,7 +98,16 @@ class Toolbox(NamedTuple):
         """Return what the gateway must know of a stored version; raises as `manifest`."""
         manifest = self.manifest(version.digest, version.size)
         variant = next(v for v in manifest.variants if v.id == version.variant)
-        return model_spec(manifest, variant, version.digest, self.threads)
+        spec = model_spec(manifest, variant, version.digest, self.threads)
+        offload = self.offloads.get(spec.accelerator)
+        if offload is None:
+            return spec
+        try:
+            found = offload.providers(spec)
+        except IncompatibleError:
+            return spec  # the worker says it, and the next best variant is taken
+        placement = {name: dict(value) for name, value in found.items()}
+        return msgspec.structs.replace(spec, placement=placement)
 
     @contextmanager
     def hashed(self, spec: ModelSpec) -> Iterator[list[int]]:

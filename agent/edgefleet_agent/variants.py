@@ -31,6 +31,7 @@ class Machine(msgspec.Struct, frozen=True):
         hardware: The id that packages name.
         accelerators: Kind to why it is not usable, '' if it is.
         runtimes: Name to version of those that are installed; '' where nobody tells.
+        ways: Kind to the runtimes that a model has run on it by, where that is not all of them.
         memory_mb: The machine's memory.
         device_memory_mb: Kind to the accelerator's own memory, where it has any.
         fingerprint: Processor, accelerators with drivers, and runtimes, as one digest: measured on
@@ -42,6 +43,7 @@ class Machine(msgspec.Struct, frozen=True):
     runtimes: Mapping[str, str]
     memory_mb: int
     device_memory_mb: Mapping[str, int] = {}
+    ways: Mapping[str, frozenset[str]] = {}
     fingerprint: str = ""
 
     @property
@@ -92,6 +94,8 @@ def why_unfit(variant: Variant, machine: Machine) -> str:
         return f"{kind} is not usable: {why_not}"
     if need.name not in machine.runtimes:
         return f"the runtime {need.name} is not installed."
+    if kind in machine.ways and need.name not in machine.ways[kind]:
+        return f"no {need.name} model has run on the {kind} here."
     installed = machine.runtimes[need.name]
     if need.min_version and installed and _numbers(installed) < _numbers(need.min_version):
         return f"it needs {need.name} {need.min_version}, here is {installed}."

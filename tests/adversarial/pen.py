@@ -173,11 +173,11 @@ class Pen:
         """Shut this process in, and judge; runs in the forked process."""
         order = Order(self.parent.spec, prove=True, threads=1, parent=os.getppid())
         every = [fd for one in files for fd in one]
-        sandbox.give_up_rights(len(every))
+        sandbox.give_up_rights(len(every), order.spec)
         longer = msgspec.structs.replace(LIMITS, load_s=BATCH * LIMITS.load_s)  # for all of them
         spec = msgspec.structs.replace(order.spec, limits=longer)
         sandbox.limit(msgspec.structs.replace(order, spec=spec))
-        sandbox.confine(every, fatal=True)
+        sandbox.confine(every, order.spec, fatal=True)
         for seed, fds in zip(batch, files, strict=True):
             data = os.pread(fds[0], 2**24, 0)
             checked = opening.open_model(msgspec.structs.replace(order, again=True), fds).report

@@ -50,7 +50,7 @@ def test_what_does_not_hold_is_refused_with_what_to_do(tmp_path, text):
 
 @pytest.mark.parametrize(
     "text",
-    ["[telemetry]\ninterval_s = 0", "[inference]\nqueue_limit = -5", "[inference]\nthreads = 0",
+    ["[telemetry]\ninterval_s = 0", "[inference]\nqueue_limit = -5", "[inference]\nthreads = -1",
      "[inference]\ntimeout_s = 0", "[transport]\nkeepalive_s = 65536",
      "[inference]\ntcp = 'nonsense'", "[inference]\ntcp = '0.0.0.0:80'",
      "[inference]\ntcp = '127.0.0.1:65536'", f"run_dir = '{'r' * 120}'"],

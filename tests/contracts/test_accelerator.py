@@ -30,6 +30,7 @@ def test_the_report_is_honest(accelerator):
 def test_only_its_own_kind_is_compatible(accelerator, tmp_path):
     """A model for this kind fits; one for another is refused in a sentence."""
     mine = package(tmp_path, linear(), accelerator=accelerator.kind).spec
+    mine = msgspec.structs.replace(mine, placement={"CPUExecutionProvider": {}})  # as agentd would
     other = package(tmp_path, linear(), accelerator="other").spec
     assert not accelerator.compatible(mine)
     assert accelerator.compatible(other).endswith(".")

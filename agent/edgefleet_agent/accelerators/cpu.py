@@ -26,7 +26,7 @@ class Cpu:
             kind=self.kind,
             usable=True,
             memory_mb=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20,
-            detail={"cores": len(os.sched_getaffinity(0)), "machine": platform.machine()},
+            detail={"cores": cores(), "machine": platform.machine()},
         )
 
     def compatible(self, spec: ModelSpec) -> str:
@@ -60,6 +60,30 @@ class Cpu:
     def state(self, slot: str) -> str:
         """Return `operating` for a reserved slot, else `free`."""
         return "operating" if slot in self._slots else "free"
+
+
+def cores(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """Return how many cores this process may use: of its cpuset, less by its cgroup's quota.
+
+    Args:
+        root: Where cgroup v2 is.
+        own: Which cgroup this process is in.
+    """
+    allowed = len(os.sched_getaffinity(0))
+    try:
+        name = own.read_text().strip().rpartition("::")[2].lstrip("/")
+    except OSError:
+        return allowed
+    folder = root / name
+    while folder != root.parent:
+        try:
+            quota, period = (folder / "cpu.max").read_text().split()
+        except (OSError, ValueError):
+            quota, period = "max", "1"
+        if quota.isdecimal() and period.isdecimal() and int(period):
+            allowed = min(allowed, max(1, int(quota) // int(period)))
+        folder = folder.parent
+    return allowed
 
 
 def _model_name() -> str:

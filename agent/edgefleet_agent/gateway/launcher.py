@@ -20,6 +20,7 @@ from edgefleet_agent.gateway.link import Link
 from edgefleet_agent.gateway.spawner import Spawner
 from edgefleet_agent.ipc import frames, loans
 from edgefleet_agent.ipc.control import ModelSpec
+from edgefleet_agent.worker import devices
 from edgefleet_shared.errors import UnavailableError
 
 _BUFFER_BYTES = 1 << 20
@@ -102,7 +103,8 @@ class Launcher:
         dialer = Dialer(files[-1]) if spec.container else None
         ours, theirs = _pair()
         try:
-            child = await self._spawner.spawn(theirs, spec.runtime)
+            fresh = spec.accelerator in devices.KINDS
+            child = await self._spawner.spawn(theirs, spec.runtime, fresh=fresh)
         except UnavailableError as error:
             ours.close()
             if dialer is not None:

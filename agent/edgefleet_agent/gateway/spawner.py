@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import sys
 import time
 from collections import deque
 
 from edgefleet_agent.gateway.child import Child, describe
+from edgefleet_agent.gateway.spares import Spares, execute
 from edgefleet_agent.worker import environment
 from edgefleet_shared.errors import UnavailableError
 
@@ -29,6 +29,7 @@ class Spawner:
         self._deaths: deque[float] = deque(maxlen=_DEATHS)
         self._closed = False
         self.forking = True
+        self._spares = Spares()
 
     @property
     def zygote_pid(self) -> int:
@@ -38,24 +39,28 @@ class Spawner:
     def start(self) -> None:
         """Start the zygote; it gets ready while the gateway goes on."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        pid = _execute("edgefleet_agent.zygote", [], theirs)
+        pid = execute("edgefleet_agent.zygote", [], theirs)
         ours.setblocking(False)
         self._control, self._zygote = ours, Child(pid)
         self._zygote.ended.add_done_callback(self._on_death)
         self._loop.add_reader(ours, self._on_reply)
 
-    async def spawn(self, theirs: socket.socket, runtime: str) -> Child:
+    async def spawn(self, theirs: socket.socket, runtime: str, *, fresh: bool = False) -> Child:
         """Start a worker on its end of a socketpair, which is closed here.
 
         Args:
             theirs: The worker's end.
             runtime: What it will run its model with; the zygote has it imported before it forks.
+            fresh: Not forked: an accelerator's driver does not survive that. From the second on
+                the process waits already, with its runtime imported.
 
         Raises:
             UnavailableError: No process can be made.
         """
         with theirs:
-            while self.forking:
+            if fresh and (child := await self._spares.take(theirs, runtime)):
+                return child
+            while self.forking and not fresh:
                 if self._control is None:
                     self.start()
                 pid = await self._ask(theirs, runtime)
@@ -66,9 +71,12 @@ class Spawner:
             if self._closed:
                 raise UnavailableError("The gateway is shutting down.", code="shutting_down")
             try:
-                return Child(_execute("edgefleet_agent.worker", ["--fd", "3"], theirs))
+                child = Child(execute("edgefleet_agent.worker", ["--fd", "3"], theirs))
             except OSError as error:
                 raise UnavailableError(f"No worker can be started: {error}.") from error
+            if fresh:
+                self._spares.keep(runtime)
+            return child
 
     async def _ask(self, theirs: socket.socket, runtime: str) -> int:
         """Return the new worker's pid, a negative errno, or 0 when the zygote died."""
@@ -124,17 +132,7 @@ class Spawner:
         """End the zygote; workers live on."""
         self._closed = True
         self.forking = False
+        await self._spares.close()
         if self._zygote is not None:
             self._zygote.kill()  # it holds nothing that could be lost
             await self._zygote.ended
-
-
-def _execute(module: str, arguments: list[str], sock: socket.socket) -> int:
-    """Start `python -m module` with `sock` as fd 3 and the environment that runtimes need."""
-    os.set_inheritable(sock.fileno(), True)  # for the case that it is 3 already
-    return os.posix_spawn(
-        sys.executable,
-        [sys.executable, "-P", "-m", module, *arguments],
-        {**os.environ, **environment.VARIABLES},
-        file_actions=[(os.POSIX_SPAWN_DUP2, sock.fileno(), 3)],
-    )

@@ -311,4 +311,6 @@ def _threads(wanted: object, limit: int) -> int:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:400]
+    # Of a provider that does not start, its name and the C++ around it tell nobody anything.
+    text = str(error).strip().rpartition("Error creating execution provider: ")[2]
+    return (text or type(error).__name__).splitlines()[0][:400]

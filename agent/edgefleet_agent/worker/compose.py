@@ -17,6 +17,8 @@ RUNTIMES = {
 ACCELERATORS = {
     "cpu": "edgefleet_agent.accelerators.cpu:Cpu",
     "fpga": "edgefleet_agent.accelerators.fpga.handed:HandedFpga",
+    "gpu": "edgefleet_agent.accelerators.gpu:Gpu",
+    "npu": "edgefleet_agent.accelerators.gpu:Npu",
 }
 
 

@@ -23,6 +23,7 @@ READ_FILE: Final = 1 << 2
 READ_DIR: Final = 1 << 3
 _TRUNCATE: Final = 1 << 14  # from version 3
 _FS_BITS: Final = {1: 13, 2: 14, 3: 15, 5: 16}  # ABI version to how many rights it knows
+_IOCTL: Final = 1 << 15  # on a device file, from version 5; before that nobody rules it
 _NET_TCP: Final = 0b11  # bind and connect, from version 4
 _SCOPES: Final = 0b11  # abstract Unix sockets and signals to outside, from version 6
 
@@ -35,7 +36,10 @@ def abi() -> int:
 
 
 def restrict(
-    readable: Iterable[str | Path], files: Iterable[int], writable: Iterable[int] = ()
+    readable: Iterable[str | Path],
+    files: Iterable[int],
+    writable: Iterable[int] = (),
+    devices: Iterable[str | Path] = (),
 ) -> int:
     """Restrict the calling thread and what it will start, for ever.
 
@@ -43,6 +47,7 @@ def restrict(
         readable: Folders and files that may be read; those that are not there are left out.
         files: Open files that may be opened again through /proc/self/fd.
         writable: Open files that may be opened again to be written, and nothing else.
+        devices: Device files, or folders of them, that may be written to and asked by ioctl.
 
     Returns:
         The version of the ABI that holds now; 0 if there is none.
@@ -69,14 +74,18 @@ def restrict(
         for path in readable:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 _allow_path(ruleset, Path(path))
+        for path in devices:
+            extra = _WRITE_FILE | (_IOCTL if version >= 5 else 0)
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                _allow_path(ruleset, Path(path), extra)
         _call(_RESTRICT_SELF, ruleset, 0)
     finally:
         os.close(ruleset)
     return version
 
 
-def _allow_path(ruleset: int, path: Path) -> None:
-    rights = READ_FILE | READ_DIR if path.is_dir() else READ_FILE
+def _allow_path(ruleset: int, path: Path, extra: int = 0) -> None:
+    rights = extra | (READ_FILE | READ_DIR if path.is_dir() else READ_FILE)
     fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         _allow(ruleset, fd, rights)

@@ -22,8 +22,9 @@ from typing import Final
 import edgefleet_agent
 import edgefleet_shared
 from edgefleet_agent.ipc import mapping
+from edgefleet_agent.ipc.control import ModelSpec
 from edgefleet_agent.ipc.frames import Order
-from edgefleet_agent.worker import landlock, seccomp
+from edgefleet_agent.worker import devices, landlock, seccomp
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -82,21 +83,25 @@ def close_others(keep: Iterable[int]) -> None:
     os.closerange(below, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 
-def give_up_rights(descriptors: int) -> None:
+def give_up_rights(descriptors: int, spec: ModelSpec) -> None:
     """Forbid new privileges and core dumps, allow few descriptors, volunteer for the OOM killer."""
     prctl(_PR_SET_NO_NEW_PRIVS, 1)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _lower(resource.RLIMIT_NOFILE, descriptors + 48)
+    more = devices.DESCRIPTORS if spec.accelerator in devices.KINDS else 48
+    _lower(resource.RLIMIT_NOFILE, descriptors + more)
     path = Path("/proc/self/oom_score_adj")
     if int(path.read_text()) < _OOM_SCORE:
         path.write_text(str(_OOM_SCORE))
 
 
-def confine(files: Sequence[int], *, fatal: bool, writable: Sequence[int] = ()) -> list[str]:
+def confine(
+    files: Sequence[int], spec: ModelSpec, *, fatal: bool, writable: Sequence[int] = ()
+) -> list[str]:
     """Shut this process in, for ever; the kernel decides how far.
 
     Args:
         files: Descriptors of the package, which may be opened again through /proc/self/fd.
+        spec: What will be loaded; one for an accelerator gets its device files (`devices`).
         fatal: What nothing but an attack does ends the process, instead of failing.
         writable: Descriptors that may be opened again to be written, where Landlock sees to it
             that nothing else can.
@@ -110,13 +115,16 @@ def confine(files: Sequence[int], *, fatal: bool, writable: Sequence[int] = ()) 
         layers.append("netns")
     held = 0
     try:
-        if held := landlock.restrict(READABLE, files, writable):
+        readable = [*READABLE, *devices.readable(spec)]
+        if held := landlock.restrict(readable, files, writable, devices.writable(spec)):
             layers.append(f"landlock {held}")
     except OSError as error:
         sys.stderr.write(f"{error}\n")
     if drop_capabilities():
         layers.append("no_capabilities")
-    if seccomp.install(fatal=fatal, writing=bool(writable) and held > 0):
+    driven = spec.accelerator in devices.KINDS
+    writing = bool(writable) and held > 0
+    if seccomp.install(fatal=fatal and not driven, writing=writing, devices=driven):
         layers.append("seccomp")
     return layers
 
@@ -136,7 +144,10 @@ def limit(order: Order) -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     held = pages * resource.getpagesize()
     mapped = 0 if order.prove else mapping.MAPPED_MAX
-    _lower(resource.RLIMIT_AS, held + limits.memory_mb * 2**20 + mapped)
+    # A driver reserves more addresses than there is memory; what it writes to is limited then.
+    driven = order.spec.accelerator in devices.KINDS
+    which = resource.RLIMIT_DATA if driven else resource.RLIMIT_AS
+    _lower(which, held + limits.memory_mb * 2**20 + mapped)
     _lower(resource.RLIMIT_FSIZE, order.prepare_bytes or limits.disk_mb * 2**20)
     if order.prove:
         loads = _LOADS_TO_PREPARE if order.prepare_bytes else 1

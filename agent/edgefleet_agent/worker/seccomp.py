@@ -31,6 +31,9 @@ _ERRNO: Final = 0x00050000
 CLONE_THREAD: Final = 0x10000
 _TMPFILE: Final = 0o20000000  # os.O_TMPFILE without the O_DIRECTORY that it implies
 _WRITING: Final = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | _TMPFILE
+_CREATING: Final = os.O_CREAT | os.O_TRUNC | os.O_APPEND | _TMPFILE
+_OF_DRIVERS: Final = frozenset({"memfd_create", "ftruncate", "fallocate"})
+"""Calls by which libraries of drivers share memory with the kernel; without a name on a disk."""
 _HARMLESS_FAMILIES: Final = (1, 16)  # AF_UNIX, AF_NETLINK: what a C library asks on its way
 _PRCTL_DENIED: Final = (1, 4, 8, 28, 35, 47)
 """PDEATHSIG, DUMPABLE, KEEPCAPS, SECUREBITS, MM and CAP_AMBIENT stay as they are."""
@@ -41,7 +44,12 @@ Instruction = tuple[int, int, int, int]
 
 
 def program(
-    arch: syscalls.Architecture, pid: int, *, fatal: bool, writing: bool = False
+    arch: syscalls.Architecture,
+    pid: int,
+    *,
+    fatal: bool,
+    writing: bool = False,
+    devices: bool = False,
 ) -> list[Instruction]:
     """Return the filter of what is refused and logged.
 
@@ -50,6 +58,8 @@ def program(
         pid: The process; it may signal itself.
         fatal: End the process for what nothing but an attack does, instead of an error.
         writing: Leave it to Landlock which files may be opened to be written.
+        devices: What exists may be opened for writing, and memory of its own made a file: what of
+            the disk that is, Landlock says.
     """
     worst = _KILL if fatal else _ERRNO | errno.EPERM
     rules: list[Instruction] = []
@@ -60,8 +70,10 @@ def program(
         (syscalls.FILES, _ERRNO | errno.EACCES),
     ):
         for name in syscalls.names(table):
+            if devices and name in _OF_DRIVERS:
+                continue
             rules += _rule(arch, name, [(_RETURN, 0, 0, answer)])
-    for name, body in _judged(pid, worst).items():
+    for name, body in _judged(pid, worst, _CREATING if devices else _WRITING).items():
         if writing and name in {"open", "openat"}:
             continue
         rules += _rule(arch, name, body)
@@ -93,7 +105,7 @@ def _rule(arch: syscalls.Architecture, name: str, body: list[Instruction]) -> li
     return [] if number is None else [(_JUMP_EQ, 0, len(body), number), *body]
 
 
-def _judged(pid: int, worst: int) -> dict[str, list[Instruction]]:
+def _judged(pid: int, worst: int, writing: int) -> dict[str, list[Instruction]]:
     """Return the rules of the calls whose arguments decide."""
     denied = _ERRNO | errno.EPERM
     reading_limits = [
@@ -102,8 +114,8 @@ def _judged(pid: int, worst: int) -> dict[str, list[Instruction]]:
     ]  # fmt: skip
     threads = [(_LOAD, 0, 0, _low(0)), (_JUMP_ANY, 0, 1, CLONE_THREAD)]
     return {
-        "open": _reading(1),
-        "openat": _reading(2),
+        "open": _without(writing, 1),
+        "openat": _without(writing, 2),
         "clone": [*threads, (_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, denied)],
         "socket": _unless(0, _HARMLESS_FAMILIES, worst, denied),
         "kill": _unless(0, (pid,), denied, _ALLOW),
@@ -114,10 +126,10 @@ def _judged(pid: int, worst: int) -> dict[str, list[Instruction]]:
     }
 
 
-def _reading(argument: int) -> list[Instruction]:
-    """Allow an open whose flags neither write nor create."""
+def _without(flags: int, argument: int) -> list[Instruction]:
+    """Allow an open that has none of the flags."""
     return [
-        (_LOAD, 0, 0, _low(argument)), (_AND, 0, 0, _WRITING), (_JUMP_EQ, 0, 1, 0),
+        (_LOAD, 0, 0, _low(argument)), (_AND, 0, 0, flags), (_JUMP_EQ, 0, 1, 0),
         (_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _ERRNO | errno.EACCES),
     ]  # fmt: skip
 
@@ -137,7 +149,7 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
 
 
-def install(*, fatal: bool, writing: bool = False) -> bool:
+def install(*, fatal: bool, writing: bool = False, devices: bool = False) -> bool:
     """Put the filters over this process; it needs `no_new_privs`, or privilege. As `program`.
 
     Returns:
@@ -151,7 +163,7 @@ def install(*, fatal: bool, writing: bool = False) -> bool:
     number, libc = _SYS_SECCOMP[machine], ctypes.CDLL(None, use_errno=True)
     for code, flags in (
         (quiet_program(arch), _FLAG_TSYNC),
-        (program(arch, os.getpid(), fatal=fatal, writing=writing), both),
+        (program(arch, os.getpid(), fatal=fatal, writing=writing, devices=devices), both),
     ):
         data = b"".join(struct.pack("<HBBI", *instruction) for instruction in code)
         wanted = _Program(len(code), data)

@@ -46,14 +46,14 @@ def main(fd: int) -> None:
     spec = order.spec
     connections = spec.container.container.concurrency if spec.container else 0
     slots = loans.SLOTS if area else 0
-    sandbox.give_up_rights(len(files) + len(channels) + connections + slots)
+    sandbox.give_up_rights(len(files) + len(channels) + connections + slots, spec)
     sandbox.limit(order)
     if order.prepare_bytes:
         opened = _prepare(order, files)
         layers = opened.report.sandbox
     else:
         reopened = files[: len(spec.files)] if spec.container else files  # no rule is for a socket
-        layers = sandbox.confine(reopened, fatal=order.prove)
+        layers = sandbox.confine(reopened, spec, fatal=order.prove)
         opened = _open_gently(order, files)
     for file in files:
         os.close(file)
@@ -118,7 +118,7 @@ def _prepare(order: frames.Order, files: Sequence[int]) -> Opened:
     """Make the prepared form; the descriptors after the package's alone may be written."""
     sandbox.idle()
     package, targets = files[:-MADE], files[-MADE:]
-    layers = sandbox.confine(package, fatal=True, writable=targets)
+    layers = sandbox.confine(package, order.spec, fatal=True, writable=targets)
     report = preparing.prepare(order, package, targets, layers)
     return Opened(msgspec.structs.replace(report, sandbox=layers), None)
 
