@@ -76,11 +76,11 @@ def build(folder: Path, seeds: list[int]) -> Path:
     subprocess.run(
         [
             "verilator", "--cc", "--exe", "--build", "-j", "2", "--top-module", "cores",
-            "-Wno-fatal", "-Wno-lint", "-Wno-style", "-CFLAGS", "-O1", "--output-split", "0",
+            "-Wno-fatal", "-Wno-lint", "-Wno-style", "-CFLAGS", "-O0", "--output-split", "0",
             "--Mdir", str(folder / "obj"), "-o", "cores", "cores.v", str(HERE / "harness.cpp"),
         ],
         cwd=folder, check=True, stdout=subprocess.DEVNULL,
-        env={**os.environ, "OBJCACHE": "", "MAKEFLAGS": "OPT_FAST=-O1 OPT_SLOW=-O0 OPT_GLOBAL=-O1"},
+        env={**os.environ, "OBJCACHE": "", "MAKEFLAGS": "OPT_FAST=-O0 OPT_SLOW=-O0 OPT_GLOBAL=-O0"},
     )  # fmt: skip
     return folder / "obj/cores"
 
