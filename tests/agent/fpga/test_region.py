@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from edgefleet_agent.accelerators.fpga import book, firmware, kernel
 from edgefleet_agent.accelerators.fpga.states import ProgramError
 from edgefleet_agent.errors import NeedsDrainError
 from edgefleet_shared.errors import IncompatibleError, TrustError
@@ -107,6 +108,72 @@ def test_after_a_power_cut_nothing_is_believed(bench):
     assert not region.ready(one.spec)
     bench.program(region, one)
     assert region.ready(one.spec)
+
+
+class PowerCut(BaseException):
+    """Nothing after this happens."""
+
+
+class Points:
+    """Counts the points at which power may go, and ends everything at one of them."""
+
+    def __init__(self, monkeypatch, at: int) -> None:
+        self.passed, self.at = 0, at
+        for module, name in (
+            (book.durable, "atomic_write"),
+            (firmware, "_copy"),
+            (kernel, "_write"),
+        ):
+            monkeypatch.setattr(module, name, self._around(getattr(module, name)))
+
+    def _around(self, act):
+        def acted(*arguments, **named):
+            self._point()
+            result = act(*arguments, **named)
+            self._point()
+            return result
+
+        return acted
+
+    def _point(self) -> None:
+        self.passed += 1
+        if self.passed == self.at:
+            raise PowerCut
+
+
+@pytest.mark.parametrize("way", ["overlay", "sysfs"])
+@pytest.mark.parametrize("power", [True, False], ids=["power is cut", "agentd is killed"])
+def test_whatever_ends_it_old_or_new_can_be_had_afterwards(tmp_path, way, power):
+    """At each write, copy and attribute: after a restart nothing is believed that is not so."""
+    bench = make_bench(tmp_path, way)
+    try:
+        old, new = bench.package("a"), bench.package("b", seed=2)
+        point, came_through = 0, False
+        while not came_through:
+            point += 1
+            first = bench.region(f"{point}")
+            bench.program(first, old)
+            with pytest.MonkeyPatch.context() as monkeypatch:
+                points = Points(monkeypatch, point)
+                try:
+                    bench.program(first, new)
+                    came_through = True  # every point was tried
+                except PowerCut:
+                    assert points.passed == point
+            if power:
+                bench.cut_power()
+            after = bench.region(f"{point} again" if power else f"{point}")
+            assert after.ready(old.spec) is (not power)
+            assert not (power and after.ready(new.spec))
+            for package in (old, new):
+                bench.program(after, package)
+                assert after.ready(package.spec)
+            after.retain(set())
+            left = [p.name for p in Path(bench.options.firmware).rglob("*") if p.is_file()]
+            assert left == [], point
+        assert point > 8
+    finally:
+        bench.close()
 
 
 def test_bytes_that_changed_are_not_placed(bench):

@@ -93,6 +93,8 @@ def remove(root: Path, names: list[str]) -> None:
 
 
 def _copy(target: Path, entry: FileEntry, fd: int) -> None:
+    for stale in target.parent.glob(f".{target.name}.????????"):  # of a copy that power ended
+        stale.unlink(missing_ok=True)
     temporary, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:
         hasher, offset = hashlib.sha256(), 0
