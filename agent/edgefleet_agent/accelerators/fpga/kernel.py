@@ -115,8 +115,14 @@ class Overlays:
     def unload(self, name: str, slot: int) -> None:
         """Remove the overlay, and with it the devices; the fabric keeps what it holds."""
         overlay = self._folder / _overlay(name, slot)
-        if overlay.is_dir():
+        if not overlay.is_dir():
+            return
+        try:
             overlay.rmdir()
+        except OSError as error:
+            raise ProgramError(
+                f"The overlay {overlay.name} cannot be removed: {error.strerror or error}."
+            ) from error
 
     def loaded(self) -> set[str] | None:
         """Return the names of what is applied."""
