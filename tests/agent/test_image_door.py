@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import struct
 
 import numpy as np
@@ -139,6 +140,25 @@ def test_a_package_whose_processing_cannot_run_is_not_proved(gateway, tmp_path):
     assert "labels for 1 classes" in outcome.message
     few.spec = replace(wrong, processing=replace(STEPS, post=[p.TopK(3)]))
     assert gateway.control.prove(few).ok
+
+
+def test_a_camera_keeps_its_connection(door):
+    """Small photos, a large and a damaged one, in turns: each gets its own answer."""
+    noise = np.random.default_rng(1).integers(0, 90, (400, 400, 3), np.uint8)
+    noise[..., 0] += 160
+    large = png(noise)
+    assert len(large) > 200_000
+    head = {"Inference-Header-Content-Length": "0"}
+    asked = [(jpeg(0, 0, 250), "blue"), (jpeg(0, 250, 0), "green")] * 10
+    asked += [(large, "red"), (b"damaged", ""), (jpeg(0, 250, 0), "green"), (large, "red")]
+    connection = door.connect()
+    for data, want in asked:
+        connection.request("POST", PATH, data, head)
+        response = connection.getresponse()
+        answer = json.loads(response.read())
+        assert response.status == (200 if want else 400), answer
+        assert not want or outputs(answer)["labels"][0] == want
+    connection.close()
 
 
 def png(pixels: np.ndarray) -> bytes:

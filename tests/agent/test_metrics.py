@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 
 import pytest
 import tritonclient.http as triton
@@ -137,6 +138,22 @@ def test_nan_and_crashes_are_counted(gateway, tmp_path):
     assert gateway.infer(fp32("x", [-1.0]))[0] == 200
     labels = {"model": "m", "version": "1.0.0"}
     assert scrape(gateway)[key("edgefleet_inference_nonfinite_total", **labels)] == 1
+
+
+def test_requests_on_a_kept_connection_are_counted(gateway, tmp_path):
+    """What a worker answers by itself, on a connection lent to it, is in the sums."""
+    gateway.control.serve(package(tmp_path, linear(2.0)))
+    connection = gateway.connect()
+    for _ in range(40):
+        connection.request("POST", "/v2/models/m/infer", json.dumps(GOOD))
+        assert connection.getresponse().read().startswith(b'{"model_name":"m"')
+    found = scrape(gateway)
+    assert found[key("edgefleet_inference_requests_total", **ONE, outcome="ok")] == 40
+    assert found[key("edgefleet_inference_duration_seconds_count", **ONE)] == 40
+    whole = found[key("edgefleet_inference_duration_seconds_sum", **ONE)]
+    spent = found[key("edgefleet_inference_compute_seconds_sum", **ONE)]
+    assert 0 < spent <= whole
+    connection.close()
 
 
 def test_a_config_key_shows_tritons_names_unasked(tmp_path):
