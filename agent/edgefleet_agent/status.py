@@ -58,6 +58,7 @@ class StatusFile:
         self._path = run / "status.json"
         self._pid_file = run / "agentd.pid"
         self._boot, self._fleet, self._device = boot, fleet, device
+        durable.sweep(run)
         durable.atomic_write(self._pid_file, f"{os.getpid()}\n".encode(), 0o644)
 
     def write(

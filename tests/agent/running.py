@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import msgspec
 
 from edgefleet_agent import compose, config
 from edgefleet_agent.journal import Document, SlotRecord
+from edgefleet_agent.ports import Clock
 from edgefleet_shared import strict_json
 from tests.agent.world import World, until
 from tests.fakes.fake_gateway import FakeGateway
@@ -23,11 +25,12 @@ class Agent:
 
     Args:
         world: Its fleet.
+        clock: Gives the device's time.
         options: Tables of `config.Config`, for example `store={"max_bytes": 1000}`.
     """
 
-    def __init__(self, world: World, **options: Any) -> None:
-        self.world = world
+    def __init__(self, world: World, clock: Clock = time.time, **options: Any) -> None:
+        self.world, self.clock = world, clock
         self.folder = Path(tempfile.mkdtemp(prefix="ef", dir="/tmp"))
         self.run_dir = self.folder / "run"
         self.run_dir.mkdir()
@@ -47,8 +50,9 @@ class Agent:
         self.transport = MemoryTransport()
         self.transport.desired = desired
         self.daemon = compose.build(
-            self.config, transport=self.transport, gateway_command=["/bin/false"], environ={}
-        )
+            self.config, transport=self.transport, clock=self.clock,
+            gateway_command=["/bin/false"], environ={},
+        )  # fmt: skip
         self._thread = threading.Thread(target=self.daemon.run, daemon=True)
         self._thread.start()
         return self
