@@ -150,6 +150,8 @@ class Activation:
 
     def _hold(self, version: VersionRef) -> None:
         """Hold the queue and end what serves; says first how long that is expected to take."""
+        if self._held_at:
+            return  # tried again without its prepared form; requests wait already
         expected = self._loading.expected_ms(version)
         text = "not known, for it was never loaded here" if expected is None else f"{expected} ms"
         self._ledger.tell(

@@ -36,14 +36,16 @@ class Loading:
         self._tools, self._ledger, self._stop = tools, ledger, stop
 
     def prove(self, version: VersionRef, spec: ModelSpec, fds: Sequence[int]) -> Outcome:
-        """Load the package itself in a throw-away process.
+        """Load in a throw-away process, by the prepared form if there is one already.
 
         Raises:
             GatewayLostError: The gateway went away.
         """
-        outcome = self._tools.gateway().prove(spec, fds, stop=self._stop)
-        self._tools.measured.note(version, outcome)
-        return outcome
+
+        def ask(found: ModelSpec, descriptors: Sequence[int]) -> Outcome:
+            return self._tools.gateway().prove(found, descriptors, stop=self._stop)
+
+        return self._with_form(version, spec, fds, ask)
 
     def admit(self, version: VersionRef, spec: ModelSpec, policy: SwapWay) -> Decision:
         """Decide how to load a version, by what that will take and what memory there is.
@@ -105,24 +107,39 @@ class Loading:
         Raises:
             GatewayLostError: The gateway went away.
         """
+
+        def ask(found: ModelSpec, descriptors: Sequence[int]) -> Outcome:
+            before()
+            return self._tools.gateway().load(found, descriptors)
+
+        outcome = self._with_form(version, spec, fds, ask)
+        self._ledger.prepared = outcome.prepared
+        return outcome
+
+    def _with_form(
+        self,
+        version: VersionRef,
+        spec: ModelSpec,
+        fds: Sequence[int],
+        ask: Callable[[ModelSpec, Sequence[int]], Outcome],
+    ) -> Outcome:
+        """Ask with the prepared form, and without one that cannot be used: it is thrown away."""
         tools = self._tools
         with tools.prepared.opened(version) as found:
-            before()
             if found is None:
-                outcome = tools.gateway().load(spec, fds)
+                outcome = ask(spec, fds)
             else:
                 form, more = found
                 prepared = msgspec.structs.replace(spec, prepared=form)
-                outcome = tools.gateway().load(prepared, [*fds, *more])
+                outcome = ask(prepared, [*fds, *more])
                 if outcome.code in PERHAPS_THE_FORM:
                     self._distrust(version, outcome.message)
-                    outcome = tools.gateway().load(spec, fds)
+                    outcome = ask(spec, fds)
                 elif outcome.note:
                     self._distrust(version, outcome.note)
                 else:
                     tools.prepared.used(version)
         tools.measured.note(version, outcome)
-        self._ledger.prepared = outcome.prepared
         return outcome
 
     def _distrust(self, version: VersionRef, why: str) -> None:

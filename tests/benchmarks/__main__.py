@@ -14,7 +14,7 @@ NAMES = {
     "inference": "latency and rate of a tiny model over REST, beside FastAPI with uvicorn",
     "mutants": "4,000 mutants of an ONNX and of a TFLite model, and how each ended",
     "sandbox": "what shutting workers in costs: proving, and the latency of a request",
-    "swap": "fifty swaps under four clients at full speed: failures, gaps, memory",
+    "swap": "swaps to and fro under four clients at full speed: failures, latency, memory",
     "trust": "an assignment verified beside one bare signature, memory, 10,000 signed",
 }
 
