@@ -75,7 +75,7 @@ class Daemon:
         self._link = link(self)
         self._next_window = time.monotonic() + parts.config.telemetry.interval_s
         tools, signer = parts.tools, parts.identity.signer
-        self._facts = Facts(tools.hardware, tools.machine.usable)
+        self._facts = Facts(tools.hardware, tools.machine.usable, tools.machine.unavailable)
         self._reporter = Reporter(
             parts.identity.device, parts.boot, signer, tools.outbox, parts.transport,
             self.reports, self._facts, tools.stamp,

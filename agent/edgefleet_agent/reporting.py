@@ -38,7 +38,12 @@ class Facts:
         agent: Versions, hardware, flags.
     """
 
-    def __init__(self, hardware: str, accelerators: frozenset[str]) -> None:
+    def __init__(
+        self,
+        hardware: str,
+        accelerators: frozenset[str],
+        unavailable: Mapping[str, str] | None = None,
+    ) -> None:
         self.counter = 0
         self.refused = ""
         self.agent: dict[str, Any] = {
@@ -47,6 +52,7 @@ class Facts:
             "machine": platform.machine(),
             "hardware": hardware,
             "accelerators": sorted(accelerators),
+            "unavailable": {kind: why[:500] for kind, why in (unavailable or {}).items()},
         }
 
 

@@ -51,6 +51,11 @@ class Machine(msgspec.Struct, frozen=True):
         """The kinds of the accelerators that are usable."""
         return frozenset(kind for kind, why_not in self.accelerators.items() if not why_not)
 
+    @property
+    def unavailable(self) -> dict[str, str]:
+        """Why each of the other kinds is not usable."""
+        return {kind: why_not for kind, why_not in self.accelerators.items() if why_not}
+
 
 class Measured(msgspec.Struct, frozen=True):
     """What one candidate's proof found; `code` is '' if it passed. Times: us and ms, memory: kB."""

@@ -8,7 +8,7 @@ import subprocess
 import msgspec
 import pytest
 
-from edgefleet_agent import machine, nvml, proof
+from edgefleet_agent import compose, machine, nvml, proof
 from edgefleet_agent.accelerators import gpu as offload
 from edgefleet_agent.accelerators.cpu import cores
 from edgefleet_agent.accelerators.gpu import Gpu, Npu
@@ -18,8 +18,10 @@ from edgefleet_agent.proof import Proof, ProofBook
 from edgefleet_agent.providers import CPU, PROVIDERS
 from edgefleet_agent.variants import why_unfit
 from edgefleet_shared.errors import IncompatibleError, UnavailableError
+from edgefleet_shared.identifiers import new_id
 from edgefleet_shared.package import Limits, RuntimeNeed
-from tests.agent.world import a_variant
+from tests.agent.running import Agent
+from tests.agent.world import World, a_variant, until
 from tests.models import linear, package
 
 CARD = Card("A GPU", "580.1", 8000, 6000)
@@ -131,6 +133,37 @@ def test_admission_by_the_card_s_free_memory(root, tmp_path):
     blind = Gpu(Accelerators(), Scripted(), root, no_card)
     assert blind.free_mb() == -1
     blind.reserve(spec)
+
+
+def for_gpu(manifest):
+    """Return the manifest with its only variant for a GPU, of which it takes 100 MB."""
+    variant = manifest.variants[0]
+    limits = msgspec.structs.replace(variant.limits, device_memory_mb=100)
+    changed = msgspec.structs.replace(variant, id="gpu", accelerator="gpu", limits=limits)
+    return msgspec.structs.replace(manifest, variants=[changed])
+
+
+def test_agentd_places_a_model_and_admits_it_by_the_card(root, monkeypatch):
+    """With 44 MB free above the reserve nothing is loaded; with more it is, on the proved way."""
+    card = [CARD._replace(free_mb=300)]
+    gpu = Gpu(Accelerators(), Scripted("CUDAExecutionProvider"), root, lambda: card[0])
+    monkeypatch.setattr(compose, "offloads_of", lambda _: {"gpu": gpu})
+    world = World()
+    agent = Agent(world).start()
+    try:
+        agent.assign(slot := world.publish("1.0.0", change=for_gpu))
+        report = agent.reaches("failed")
+        assert "It will take 100 MB; 44 MB are available" in report["detail"]
+        assert not agent.gateway.loaded()
+        card[0] = CARD
+        agent.gateway.share = 60
+        agent.assign(msgspec.structs.replace(slot, deployment=new_id()))
+        until(lambda: agent.gateway.routed("digits") == slot.manifest, "service")
+        assert agent.gateway.placed[-1] == ["CUDAExecutionProvider", CPU]
+        assert "40 % of the model's nodes" in agent.event("cpu_fallback")["message"]
+    finally:
+        agent.close()
+        world.close()
 
 
 def test_delegates_come_from_the_configuration_alone(tmp_path):

@@ -44,6 +44,7 @@ class FakeGateway:
         share: Percent of nodes that every model runs on its accelerator, as far as it tells.
         medians: Variant to the median time of a run that a proof which measures tells, us.
         variants: The variant of every Prove and Load, in order, as "Prove gpu".
+        placed: The execution providers of each of them, by preference.
     """
 
     def __init__(self, run: Path):
@@ -54,6 +55,7 @@ class FakeGateway:
         self.share = -1
         self.medians: dict[str, int] = {}
         self.variants: list[str] = []
+        self.placed: list[list[str]] = []
         self.files: list[bytes] = []
         self.over = threading.Event()
         self._loaded: dict[str, Loaded] = {}
@@ -218,6 +220,7 @@ class FakeGateway:
         if files != len(spec.files):
             return control.Outcome(request.id, ok=False, code="load_failed")
         self.variants.append(f"{name} {spec.variant}")
+        self.placed.append(list(spec.placement))
         if code := self.refuse.get((name, spec.variant)):
             return control.Outcome(request.id, ok=False, code=code, message=f"scripted {code}")
         if name == "Load":
