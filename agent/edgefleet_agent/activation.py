@@ -189,9 +189,12 @@ class Activation:
         assert record.deployment is not None
         new = record.deployment.staged
         # Flipped twice because a write failed in between: the old one is the active on disk.
-        previous = next((v for v in (swap.old, record.active) if v != new), record.previous)
+        good = [v for v in (swap.old, record.active) if v and v.digest != record.given_up]
+        previous = next((v for v in good if v != new), record.previous)
         self._watch = _Watch(record.deployment.id, time.monotonic(), swap.before)
-        self._ledger.move(_E.SERVE, active=new, previous=previous, receipt=swap.receipt)
+        self._ledger.move(
+            _E.SERVE, active=new, previous=previous, receipt=swap.receipt, given_up=""
+        )
 
     def measure_receipt(self, swap: Swap) -> None:
         """Complete the pending receipt by what the swap did to requests; `settle_receipt` sends it.

@@ -34,6 +34,7 @@ class Healing:
     ) -> None:
         self._tools, self._ledger = tools, ledger
         self._activation, self._stop = activation, stop
+        self._refused = False  # the gateway knows that it crashed too often
 
     def bring_up(self, plan: Plan, running: Mapping[str, str], recovered: threading.Event) -> bool:
         """Perform a plan's first half: what must serve, what stands by.
@@ -50,6 +51,7 @@ class Healing:
             GatewayLostError: The gateway went away again.
         """
         self._ledger.serve(None)
+        self._refused = False
         if plan.note == "fell_back" and plan.serve and self._forbidden(plan.serve):
             self._stop_serving(plan.serve)
             return True
@@ -62,7 +64,7 @@ class Healing:
             if self._given_up(plan.serve):
                 return False
         elif not self._restore(plan.serve, recovered):
-            return True
+            return not self._refused
         if plan.note == "flipped":
             self._note_flip(plan.serve)
         standby = plan.standby
@@ -106,6 +108,8 @@ class Healing:
         good = record.previous
         self._ledger.serve(record.active)
         if good is None or self._forbidden(good):
+            given_up = record.active.digest if record.active else ""
+            self._ledger.write(given_up=given_up)  # first: it must hold whatever ends us now
             self._stop_serving(good)
             return
         swap = self._activation.route(good, "rollback", "crashes")
@@ -149,6 +153,9 @@ class Healing:
             raise
         except EdgeFleetError as error:
             self._tell(error)
+            self._refused = error.code == "quarantined"
+            if self._refused:
+                return False
             damaged = error.code in {"blob_corrupt", "blob_missing"}
         else:
             return True

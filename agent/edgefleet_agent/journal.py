@@ -73,7 +73,9 @@ class Deployment(msgspec.Struct, frozen=True):
 class SlotRecord(msgspec.Struct, frozen=True):
     """One slot. `quarantined` holds ids of deployments that were rolled back, newest last.
 
-    `failures` holds digests that could not be proved, see `quarantine`.
+    `failures` holds digests that could not be proved, see `quarantine`. `given_up` is the digest of
+    the active version once it has crashed too often and there was none to go back to: it does not
+    run again, whatever is restarted, until an assignment has it proved anew.
     `receipt` is a swap receipt that the outbox does not hold yet.
     """
 
@@ -83,6 +85,7 @@ class SlotRecord(msgspec.Struct, frozen=True):
     quarantined: list[str] = []
     failures: dict[str, Failures] = {}
     receipt: SwapReceipt | None = None
+    given_up: str = ""
 
     def versions(self) -> list[VersionRef]:
         """Return active, previous and the one that is being staged, as far as there are any."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
+import msgspec
+
 from edgefleet_agent.journal import SlotRecord, VersionRef
 from edgefleet_shared.states import DONE, DeploymentState
 
@@ -34,6 +36,8 @@ def plan(record: SlotRecord, running: Mapping[str, str]) -> Plan:
         record: The slot in the journal.
         running: What the gateway has of this model: digest to role (`active`, `standby`, `idle`).
     """
+    if record.active and record.active.digest == record.given_up:
+        record = msgspec.structs.replace(record, active=None)
     routed = next((digest for digest, role in running.items() if role == "active"), "")
     deployment = record.deployment
     state = deployment.state if deployment else DeploymentState.SUCCEEDED
@@ -56,7 +60,8 @@ def plan(record: SlotRecord, running: Mapping[str, str]) -> Plan:
 def last_good(record: SlotRecord) -> VersionRef | None:
     """Return what a rollback goes back to: a swap may fail before the route has moved."""
     staged = record.deployment.staged if record.deployment else None
-    return record.previous if record.active == staged else record.active
+    good = record.previous if record.active == staged else record.active
+    return None if good and good.digest == record.given_up else good
 
 
 def _settled(record: SlotRecord, routed: str) -> Plan:

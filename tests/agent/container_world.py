@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import tempfile
-import threading
 from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from edgefleet_agent import compose
 from edgefleet_agent.containers.client import KeeperClient, Settings
 from edgefleet_agent.containers.lifetimes import Containers
 from edgefleet_agent.ipc import control, dial
 from edgefleet_shared.identifiers import sha256_digest
 from edgefleet_shared.package import ContainerNeed, FileEntry, Golden, Limits, RuntimeNeed
-from tests.agent.gateways import UnixConnection, fp32
-from tests.agent.running import Agent
+from tests.agent.gateways import UnixConnection
+from tests.agent.running import WholeAgent
 from tests.agent.world import World
 from tests.dockerd import Dockerd
-from tests.fakes.memory_transport import MemoryTransport
 from tests.models import Package, golden_bytes, linear, package
 
 GOLDEN_IN = np.array([[1, 2, 3, 4]], np.float32)
@@ -125,40 +121,12 @@ class Device:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-class RealAgent(Agent):
-    """agentd in this process with a gateway process and dockerd, all real."""
+class RealAgent(WholeAgent):
+    """A whole agent on a dockerd."""
 
     def __init__(self, world: World, dockerd: Dockerd, **options) -> None:
         super().__init__(world, containers={"socket": str(dockerd.socket)}, **options)
-        self.gateway.close()
         self.dockerd = dockerd
-        self._gateways: list = []
-
-    def stop(self, *, end_gateway: bool = True) -> None:
-        """End agentd, and with it the gateway unless that is to serve on."""
-        if self.daemon is not None:
-            self._gateways.append(self.daemon._link._child)
-        super().stop(end_gateway=end_gateway)
-
-    def start(self) -> RealAgent:
-        """Start agentd, which finds or starts its gateway."""
-        desired = self.transport.desired
-        self.transport = MemoryTransport()
-        self.transport.desired = desired
-        self.daemon = compose.build(self.config, transport=self.transport)
-        self._thread = threading.Thread(target=self.daemon.run, daemon=True)
-        self._thread.start()
-        return self
-
-    def infer(self, values) -> tuple[int, dict]:
-        """Ask the model; return status and decoded answer."""
-        connection = UnixConnection(self.run_dir / "infer.sock")
-        body = json.dumps(fp32("x", values, [1, 4]))
-        connection.request("POST", "/v2/models/digits/infer", body)
-        response = connection.getresponse()
-        answer = json.loads(response.read())
-        connection.close()
-        return response.status, answer
 
     def containers(self) -> list:
         """Return docker's view of this device's containers."""
@@ -173,13 +141,10 @@ class RealAgent(Agent):
 
     def close(self) -> None:
         """End agentd and its gateway, and remove what docker has of it."""
-        self.stop()
-        for process in filter(None, self._gateways):
-            process.wait(10)
         with self.dockerd.closing() as client:
             for one in self.containers():
                 client.api.remove_container(one["Id"], force=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        super().close()
 
 
 def boxed(world: World, version: str, image: str, scale: float = 2.0, **need):

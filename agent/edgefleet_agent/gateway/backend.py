@@ -58,7 +58,8 @@ class Backend:
         self.progress_ns = 0  # when the worker last took up or finished something
         self._on_answer = on_answer
         self._on_death = on_death
-        self._deaths: deque[float] = deque(maxlen=CRASHES)
+        self.deaths: deque[float] = deque(maxlen=CRASHES)
+        self._failed_starts = 0
         self._number = 0
         self._drained: asyncio.Future[None] | None = None
         self._link: Link | None = None
@@ -163,7 +164,7 @@ class Backend:
         self._link = None
         self._let_go()
         self._tell_drained()
-        self._deaths.append(time.monotonic())
+        self.deaths.append(time.monotonic())
         self.counters.crashes += 1
         self._on_death(self)
 
@@ -174,7 +175,8 @@ class Backend:
 
     def failed_to_start(self) -> None:
         """Count a respawn that did not come up as one more crash."""
-        self._deaths.append(time.monotonic())
+        self.deaths.append(time.monotonic())
+        self._failed_starts += 1
         self.counters.crashes += 1
 
     def forgo_prepared(self) -> None:
@@ -187,8 +189,13 @@ class Backend:
 
     @property
     def crash_looping(self) -> bool:
-        """Whether it died `CRASHES` times within `CRASH_WINDOW_S`."""
-        return len(self._deaths) == CRASHES and self._deaths[-1] - self._deaths[0] < CRASH_WINDOW_S
+        """Whether it died `CRASHES` times within `CRASH_WINDOW_S`, or did not start as often.
+
+        A start may take as long as the package allows, so that three take longer than the window.
+        """
+        deaths = self.deaths
+        quick = len(deaths) == CRASHES and deaths[-1] - deaths[0] < CRASH_WINDOW_S
+        return quick or self._failed_starts >= CRASHES
 
     def take_orphans(self) -> list[Pending]:
         """Return the unanswered requests of a dead worker in the order they were asked."""

@@ -10,8 +10,10 @@ from typing import Any, TypeVar
 from edgefleet_agent.gateway.backend import CRASHES, Backend
 from edgefleet_agent.gateway.child import describe
 from edgefleet_agent.gateway.counters import Counters
+from edgefleet_agent.gateway.deaths import DeathBook
 from edgefleet_agent.gateway.launcher import Launcher
 from edgefleet_agent.gateway.lending import Lending
+from edgefleet_agent.gateway.outcomes import already, outcome_of, refused
 from edgefleet_agent.gateway.router import Route, Router
 from edgefleet_agent.ipc.control import (
     DigestStats,
@@ -36,12 +38,18 @@ class Plane:
         queue_limit: Requests of one model that may be open at once.
         timeout_s: Deadline of a request that names none.
         lend_after: Requests in a row that make a connection worth lending; 0 = none is lent.
+        deaths: What is known of earlier crashes.
     """
 
     def __init__(
-        self, launcher: Launcher, queue_limit: int, timeout_s: float, lend_after: int
+        self,
+        launcher: Launcher,
+        queue_limit: int,
+        timeout_s: float,
+        lend_after: int,
+        deaths: DeathBook,
     ) -> None:
-        self._launcher = launcher
+        self._launcher, self._book = launcher, deaths
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loading: dict[str, asyncio.Task[Report]] = {}
         self._counters: dict[str, Counters] = {}
@@ -83,7 +91,9 @@ class Plane:
                 del self._throw_away[spec.digest]
         if not prepare_bytes:
             self._note_sandbox(spec, started.report)
-        return _outcome(number, started.report, 0)
+        if started.report.ok:
+            self._book.forgive(spec.digest)  # only a new assignment has something proved
+        return outcome_of(number, started.report, 0)
 
     def cancel(self, number: int, digest: str) -> Outcome:
         """End the throw-away workers of a digest."""
@@ -97,7 +107,11 @@ class Plane:
         backend = self.backends.get(spec.digest)
         if backend is not None and backend.quarantined:
             await self._forget(backend)  # asked for again by name: a new chance
+            self._book.forgive(spec.digest)
             backend = None
+        if why := self._book.of(spec.digest).why:
+            _close(files)
+            return refused(number, "quarantined", why)
         task = self._loading.get(spec.digest)
         if backend is None and task is None:
             task = self._start(self._load(spec, files))
@@ -105,10 +119,10 @@ class Plane:
             task.add_done_callback(lambda _: self._loading.pop(spec.digest))
         else:
             _close(files)
-        known = _known(backend)
+        known = already(backend)
         report = await asyncio.shield(task) if task else known
         backend = self.backends.get(spec.digest)
-        return _outcome(number, report, backend.pid if backend else 0)
+        return outcome_of(number, report, backend.pid if backend else 0)
 
     async def _load(self, spec: ModelSpec, files: list[int]) -> Report:
         started = await self._launcher.launch_serving(spec, files)
@@ -117,6 +131,7 @@ class Plane:
             _close(files)
             return started.report
         backend = Backend(spec, files, self._count(spec), self.router.answered, self._on_death)
+        backend.deaths.extend(self._book.of(spec.digest).times)
         backend.attach(started)
         self.backends[spec.digest] = backend
         return started.report
@@ -141,11 +156,11 @@ class Plane:
         """Route a model to a loaded digest, between two requests."""
         backend = self.backends.get(digest)
         if backend is None or backend.spec.model != model:
-            return _refused(number, "not_loaded", f"{digest} is not loaded for {model!r}.")
+            return refused(number, "not_loaded", f"{digest} is not loaded for {model!r}.")
         if backend.quarantined:
-            return _refused(number, "quarantined", backend.quarantined)
+            return refused(number, "quarantined", backend.quarantined)
         if not backend.ready:
-            return _refused(number, "not_ready", f"The worker of {digest} is being restarted.")
+            return refused(number, "not_ready", f"The worker of {digest} is being restarted.")
         route = self.router.routes.get(model)
         if route is None:
             self.router.routes[model] = Route(model, backend)
@@ -205,7 +220,7 @@ class Plane:
             return Outcome(number, ok=True)
         route = self._route_of(backend)
         if route is not None and route.active is backend:
-            return _refused(number, "active", f"{digest} answers {route.model!r} now.")
+            return refused(number, "active", f"{digest} answers {route.model!r} now.")
         if route is not None and route.standby is backend:
             route.standby = None
         await self._drain(backend, drain_s)
@@ -240,6 +255,7 @@ class Plane:
         """Find out how a worker died, replay its requests, and restart or quarantine it."""
         orphans = backend.take_orphans()
         route = self._route_of(backend)
+        self._book.note(backend.digest, backend.deaths)
         if route is None:
             self.backends.pop(backend.digest, None)
         elif backend.crash_looping:
@@ -276,6 +292,7 @@ class Plane:
                 self.router.resume(route)
                 return
             backend.failed_to_start()
+            self._book.note(backend.digest, backend.deaths)
             backend.forgo_prepared()  # perhaps it is the form that is at fault
             self._tell("worker_died", backend, f"No restart: {started.report.message}")
             if route is None:
@@ -292,6 +309,7 @@ class Plane:
         name = f"{backend.spec.model} {backend.spec.version}"
         why = why or f"{name} died {CRASHES} times within a minute."
         backend.quarantined = f"{why} It is not restarted."
+        self._book.note(backend.digest, backend.deaths, backend.quarantined)
         if route.standby is backend:
             route.standby = None
         elif route.standby is not None:
@@ -371,26 +389,6 @@ class Plane:
             child.kill()
         for child in children:
             await child.ended
-
-
-def _outcome(number: int, report: Report, pid: int) -> Outcome:
-    return Outcome(
-        number, report.ok, report.code, report.message, report.load_ms, report.golden_ms,
-        report.ready_ms, report.memory_kb, pid, report.sandbox, report.accelerated_pct,
-        report.median_us, report.peak_kb, report.prepared, report.note, report.maker,
-    )  # fmt: skip
-
-
-def _known(backend: Backend | None) -> Report:
-    """Return the report of a digest that is loaded already."""
-    if backend is None:
-        return Report(ok=True)
-    counters = backend.counters
-    return Report(ok=True, memory_kb=counters.memory_kb, accelerated_pct=counters.accelerated_pct)
-
-
-def _refused(number: int, code: str, message: str) -> Outcome:
-    return Outcome(number, ok=False, code=code, message=message)
 
 
 def _close(files: Sequence[int]) -> None:

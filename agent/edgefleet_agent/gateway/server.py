@@ -15,6 +15,7 @@ from typing import IO, NamedTuple
 from edgefleet_agent.config import parse_address
 from edgefleet_agent.gateway.cgroups import Cgroups
 from edgefleet_agent.gateway.control_server import ControlServer
+from edgefleet_agent.gateway.deaths import DeathBook
 from edgefleet_agent.gateway.door import Door
 from edgefleet_agent.gateway.endpoints import Endpoints
 from edgefleet_agent.gateway.http import Connection
@@ -82,7 +83,10 @@ class Gateway:
         self._orphan: asyncio.TimerHandle | None = None
         self._spawner = Spawner()
         launcher = Launcher(self._spawner, options.threads, Cgroups.find(options.cgroup))
-        self._plane = Plane(launcher, options.queue_limit, options.timeout_s, options.lend_after)
+        deaths = DeathBook(options.control.parent / "deaths.json")
+        self._plane = Plane(
+            launcher, options.queue_limit, options.timeout_s, options.lend_after, deaths
+        )
         self._endpoints = Endpoints(self._plane, triton_metrics=options.triton_metrics)
         self._control = ControlServer(self._plane, self.shutdown, self._on_agents)
         self._servers: list[asyncio.Server] = []
