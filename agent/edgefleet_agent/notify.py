@@ -41,6 +41,7 @@ class Notifier:
         address = "\0" + self._path[1:] if self._path.startswith("@") else self._path
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
             try:
-                sock.sendto(text.encode(), address)
+                # Never waiting: a systemd that is busy must not hold agentd up.
+                sock.sendto(text.encode(), socket.MSG_DONTWAIT, address)
             except OSError:
                 return  # systemd notices a silent service by itself
