@@ -29,7 +29,7 @@ from tests.benchmarks import load
 from tests.models import Package, convolutions, mlp, package
 
 SWAPS = 200
-QUICK_SWAPS = {"tiny": 20, "litert": 10, "cnn": 2, "cnn_drain": 2}
+QUICK_SWAPS = {"tiny": 10, "litert": 10, "cnn": 2, "cnn_drain": 2}
 """A network that keeps every core busy leaves a load little time: its swaps are slow."""
 CLIENTS = 4
 WARM_UP_S = 1.0
@@ -97,7 +97,7 @@ class Case:
             control.Prepare, one.spec, ROOM, files=[*one.open(), *made]
         )
         if not outcome.ok:
-            assert outcome.code == "does_not_pay", outcome
+            assert outcome.code in {"does_not_pay", "nothing_to_prepare"}, outcome
             return None
         files = []
         for path in self._paths(index):
@@ -219,7 +219,9 @@ def _within(rows: list[tuple[int, int, int]], windows: list[tuple[int, int]]) ->
     found = []
     for begin, end in windows:
         found += rows[bisect.bisect_left(times, begin) : bisect.bisect_right(times, end)]
-    return load.summary(found)
+    summary = load.summary(found)
+    del summary["longest_gap_ms"], summary["rps"], summary["seconds"]  # windows are not one time
+    return summary
 
 
 def slope_of(values: list[int]) -> tuple[float, float]:

@@ -190,3 +190,16 @@ def test_nobody_there_is_said_at_once(tmp_path):
     """Without a socket there is no gateway, and no waiting for one."""
     with pytest.raises(GatewayLostError):
         GatewayClient(tmp_path / "control.sock", lambda _: None)
+
+
+def test_hold_ends_the_workers_and_keeps_the_route_for_the_next_flip(asked):
+    """Nothing of the model is loaded then; another version takes its place, or the same again."""
+    one, two = asked.one.spec, asked.two.spec
+    asked.with_files(asked.client.load, asked.one)
+    asked.client.flip(one.model, one.digest)
+    assert asked.client.hold(one.model, 1).ok
+    assert asked.roles() == {}
+    assert asked.with_files(asked.client.load, asked.two).ok
+    assert asked.client.flip(two.model, two.digest).previous == ""
+    assert asked.roles() == {two.digest: "active"}
+    assert asked.client.hold("nobody", 1).ok
