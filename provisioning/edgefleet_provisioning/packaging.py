@@ -11,6 +11,7 @@ from msgspec import structs
 
 from edgefleet_provisioning import (
     container_build,
+    fpga_build,
     golden,
     intake,
     licenses,
@@ -193,6 +194,11 @@ class _Shop(NamedTuple):
             return Built(wanted, first.report, data, first.cases, steps)
         assert self.request.variants is not None
         folder = self.request.variants.resolve().parent
+        extra: list[Blob] = []
+        if wanted.fpga is not None:
+            wanted, extra = fpga_build.files(wanted, folder)
+        if wanted.is_core:
+            return fpga_build.core(wanted, first, extra, folder)
         model = folder / wanted.model
         report = lint(model, self.request.max_tensor_mb)
         demand_clean(report, model.name)
@@ -206,6 +212,7 @@ class _Shop(NamedTuple):
             cases = [golden.Case(case.inputs, {}) for case in cases]
         wanted = structs.replace(wanted, model=str(model))
         built = self.build(wanted, report, cases, f"{wanted.id}/")
+        built = built._replace(blobs=[*built.blobs, *extra])
         if _signature(built) != _signature(first):
             self.say(f"Variant {wanted.id} takes or gives other tensors than {FIRST}.")
         return built

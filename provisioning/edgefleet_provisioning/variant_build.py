@@ -69,14 +69,24 @@ class Built(NamedTuple):
                 disk_mb=max(Limits().disk_mb, 2 * size_mb),
                 device_memory_mb=wanted.device_memory_mb,
             ),
-            golden=Golden(golden, self.cases) if golden else None,
+            golden=_golden(wanted, golden, self.cases) if golden else None,
             session_options=wanted.session_options,
             fallback=wanted.fallback,
+            fpga=wanted.fpga,
             processing=self.processing,
         )
 
 
+def _golden(wanted: Wanted, path: str, cases: int) -> Golden:
+    """A core whose answers were given is compared in every bit; another has the usual tolerances."""
+    if wanted.is_core and wanted.golden:
+        return Golden(path, cases, rtol=0.0, atol=0.0)
+    return Golden(path, cases)
+
+
 def _runtime(wanted: Wanted, report: LintReport) -> RuntimeNeed:
+    if wanted.is_core:
+        return RuntimeNeed("registers")
     if wanted.image:
         return RuntimeNeed("container", image=wanted.image, container=wanted.container)
     if report.runtime == "litert":

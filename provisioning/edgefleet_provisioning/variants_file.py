@@ -14,7 +14,7 @@ import msgspec
 
 from edgefleet_shared.errors import InvalidInputError
 from edgefleet_shared.identifiers import check_name
-from edgefleet_shared.package import MANIFEST_MAX_BYTES, ContainerNeed
+from edgefleet_shared.package import MANIFEST_MAX_BYTES, ContainerNeed, Fpga
 
 MAX_VARIANTS = 32
 FIRST = "cpu"
@@ -40,6 +40,8 @@ class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         cpu_fallback: Whether nodes of it may run on the CPU.
         fallback: The variant that answers while this one cannot.
         container: How a container is asked, and what it may take.
+        fpga: As a manifest has it; a core with registers needs no `model`. Its files are named
+            relative to the file of variants.
     """
 
     id: str
@@ -57,6 +59,12 @@ class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cpu_fallback: bool = True
     fallback: str = ""
     container: ContainerNeed = ContainerNeed()
+    fpga: Fpga | None = None
+
+    @property
+    def is_core(self) -> bool:
+        """Whether it is a core in an FPGA, which has no model file."""
+        return self.fpga is not None and self.fpga.registers is not None
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
@@ -86,8 +94,8 @@ def read(path: Path) -> list[Wanted]:
         raise _bad(path, f"every variant needs an id of its own, other than {FIRST!r}")
     for one in found:
         check_name(one.id, "variant")
-        if bool(one.model) == bool(one.image):
-            raise _bad(path, f"variant {one.id!r} must have a model or an image")
+        if bool(one.model) + bool(one.image) + one.is_core != 1:
+            raise _bad(path, f"variant {one.id!r} must be a model, an image or a core of an FPGA")
     return found
 
 

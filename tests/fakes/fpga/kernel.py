@@ -22,7 +22,7 @@ import sys
 import time
 from pathlib import Path
 
-from edgefleet_agent.accelerators.fpga.headers import firmware_names
+from edgefleet_shared.fpga_headers import firmware_names
 
 SYNC = b"\xff" * 32 + b"\x00\x00\x00\xbb\x11\x22\x00\x44" + b"\xff" * 8 + b"\xaa\x99\x55\x66"
 POLL_S = 0.001

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from edgefleet_agent import durable
-from edgefleet_agent.accelerators.fpga import headers
 from edgefleet_agent.accelerators.fpga.states import ProgramError
+from edgefleet_shared import fpga_headers as headers
 from edgefleet_shared.errors import TrustError
 from edgefleet_shared.package import FileEntry, Fpga
 
