@@ -78,7 +78,7 @@ class Built(NamedTuple):
 
 
 def _golden(wanted: Wanted, path: str, cases: int) -> Golden:
-    """A core whose answers were given is compared in every bit; another has the usual tolerances."""
+    """A core whose answers were given is compared in every bit; others by the tolerances."""
     if wanted.is_core and wanted.golden:
         return Golden(path, cases, rtol=0.0, atol=0.0)
     return Golden(path, cases)

@@ -16,12 +16,18 @@ import msgspec
 
 from edgefleet_agent import __version__, compose
 from edgefleet_agent.config import Config
+from edgefleet_agent.ipc.control import ModelSpec
 from edgefleet_agent.ports import DeviceReport
 from edgefleet_agent.selftest import machine, serving
 from edgefleet_agent.selftest.bench import Bench, run_folder
 from edgefleet_agent.selftest.fpga import Cycle
 from edgefleet_agent.selftest.report import Report, Row, table
-from edgefleet_shared.errors import EdgeFleetError, InvalidInputError, UnavailableError
+from edgefleet_shared.errors import (
+    EdgeFleetError,
+    IncompatibleError,
+    InvalidInputError,
+    UnavailableError,
+)
 
 
 def main(config: Config, options: argparse.Namespace) -> int:
@@ -46,7 +52,8 @@ def run(config: Config, only: str = "", package: Path | None = None) -> Report:
         only: One kind of accelerator, '' = all of them.
         package: Folder of a package for the FPGA's cycle.
     """
-    found = {report.kind: report for report in compose.probe_all(config)}
+    offloads = compose.offloads_of(config)
+    found = {report.kind: report for report in compose.probe_all(config, offloads)}
     if only and only not in found:
         raise InvalidInputError(
             f"There is no accelerator {only!r}.",
@@ -55,11 +62,25 @@ def run(config: Config, only: str = "", package: Path | None = None) -> Report:
         )
     started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     facts = machine.facts(config.hardware_id)
-    rows = list(_rows(config, {k: v for k, v in found.items() if only in {"", k}}, package))
+
+    def place(spec: ModelSpec) -> ModelSpec:
+        offload = offloads.get(spec.accelerator)
+        if offload is None:
+            return spec
+        try:
+            chosen = {name: dict(value) for name, value in offload.providers(spec).items()}
+        except IncompatibleError:
+            return spec  # the worker says it
+        return msgspec.structs.replace(spec, placement=chosen)
+
+    tried = {kind: report for kind, report in found.items() if only in {"", kind}}
+    rows = list(_rows(config, tried, package, place))
     return Report(f"edgefleet-agent {__version__}", started, facts, rows)
 
 
-def _rows(config: Config, found: dict[str, DeviceReport], package: Path | None) -> Iterator[Row]:
+def _rows(
+    config: Config, found: dict[str, DeviceReport], package: Path | None, place: serving.Place
+) -> Iterator[Row]:
     yield machine.memory()
     yield machine.clock()
     yield machine.disk(config.state)
@@ -78,7 +99,7 @@ def _rows(config: Config, found: dict[str, DeviceReport], package: Path | None) 
         )
         with Bench(command, environ, folder) as bench:
             yield serving.sandbox(bench, folder)
-            yield from serving.try_all(bench, folder, kinds)
+            yield from serving.try_all(bench, folder, kinds, place)
             if "fpga" in found:
                 yield Cycle(config, bench, found["fpga"], package).row()
     except UnavailableError as error:

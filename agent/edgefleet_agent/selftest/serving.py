@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from edgefleet_agent.ipc.control import Outcome, missing_layers
+from edgefleet_agent.ipc.control import ModelSpec, Outcome, missing_layers
 from edgefleet_agent.selftest import models
 from edgefleet_agent.selftest.bench import Application, Bench
 from edgefleet_agent.selftest.models import TinyModel
@@ -24,17 +24,22 @@ SETTLE_S: Final = 5.0
 NOT_HERE: Final = frozenset({"unsupported_runtime", "unsupported_accelerator"})
 
 
-def try_all(bench: Bench, folder: Path, kinds: list[str]) -> Iterator[Row]:
+Place = Callable[[ModelSpec], ModelSpec]
+"""Decides on which execution providers of this device a model runs, as agentd does."""
+
+
+def try_all(bench: Bench, folder: Path, kinds: list[str], place: Place) -> Iterator[Row]:
     """Yield the rows of each runtime with a built-in model, on each kind of accelerator.
 
     Args:
         bench: A gateway.
         folder: Where models may be copied.
         kinds: Accelerators that are usable here.
+        place: Chooses their execution providers.
     """
     for runtime in models.FILES:
         for kind in kinds:
-            yield from _Pair(bench, folder, runtime, kind).rows()
+            yield from _Pair(bench, folder, runtime, kind, place).rows()
 
 
 def sandbox(bench: Bench, folder: Path) -> Row:
@@ -55,9 +60,10 @@ def sandbox(bench: Bench, folder: Path) -> Row:
 class _Pair:
     """One runtime on one kind of accelerator."""
 
-    def __init__(self, bench: Bench, folder: Path, runtime: str, kind: str) -> None:
+    def __init__(self, bench: Bench, folder: Path, runtime: str, kind: str, place: Place) -> None:
         self._bench, self._name = bench, f"{runtime} on {kind}"
-        self._models = [models.tiny(folder, runtime, kind, version) for version in (1, 2)]
+        both = (models.tiny(folder, runtime, kind, version) for version in (1, 2))
+        self._models = [one._replace(spec=place(one.spec)) for one in both]
 
     def rows(self) -> Iterator[Row]:
         """Yield what was found; nothing more once it has failed."""
