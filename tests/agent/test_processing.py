@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -185,6 +187,38 @@ def test_every_cut_of_a_jpeg_is_answered():
             prepare(data[:end])
         except InvalidInputError:
             continue
+
+
+def test_nothing_is_imported_once_the_sandbox_stands():
+    """After `load`, no file of any kind makes Pillow import a module, which it could not read."""
+    code = """
+import io, sys
+import numpy as np
+from edgefleet_agent.worker.processing import around, before, images
+from edgefleet_shared import processing as p
+images.load()
+held = set(sys.modules)
+around._grey(p.DecodeImage())
+for text in sys.stdin.read().split():
+    steps = [p.DecodeImage("GRAY"), p.Resize(9, 9, "letterbox", filter="bicubic"), p.Layout()]
+    before.prepare(np.array([bytes.fromhex(text)], object), steps)
+print(sorted(set(sys.modules) - held))
+"""
+    exif = Image.Exif()
+    exif[0x011A] = 300.0
+    other = Image.fromarray(PIXELS[::-1])
+    files = [file_of(PIXELS, kind) for kind in ("JPEG", "PNG", "WEBP")]
+    files += [
+        file_of(PIXELS, "JPEG", exif=exif),
+        file_of(PIXELS, "MPO", save_all=True, append_images=[other]),
+        file_of(PIXELS, "WEBP", save_all=True, append_images=[other]),
+        file_of(PIXELS, "PNG", exif=exif, save_all=True, append_images=[other]),
+    ]
+    found = subprocess.run(
+        [sys.executable, "-c", code], input=" ".join(one.hex() for one in files),
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert found.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("options", [{}, {"lossless": True}, {"exif": b"Exif\0\0x"}])

@@ -47,13 +47,22 @@ class Geometry(NamedTuple):
 
 
 def load() -> ModuleType:
-    """Import Pillow with its three decoders, before a sandbox hides its files; return PIL.Image.
+    """Import Pillow with all that its three decoders will ever import; return PIL.Image.
+
+    Called first before the sandbox hides Pillow's files, which may lie anywhere on `sys.path`.
 
     Raises:
         IncompatibleError: It is not installed (code `unsupported_processing`).
     """
     try:
-        from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+        from PIL import (
+            Image,
+            JpegImagePlugin,
+            MpoImagePlugin,
+            PngImagePlugin,
+            TiffImagePlugin,
+            WebPImagePlugin,
+        )
     except ImportError as error:
         raise IncompatibleError(
             f"The package decodes or resizes images, and this device cannot: {error}.",
@@ -61,6 +70,8 @@ def load() -> ModuleType:
             hint="Install the agent's extra edgefleet-agent[vision].",
         ) from error
     del JpegImagePlugin, PngImagePlugin, WebPImagePlugin  # importing them registers them
+    del MpoImagePlugin, TiffImagePlugin  # a JPEG may hold several, and its EXIF is a small TIFF
+    Image.preinit()  # what `open` and `save` would import
     Image.MAX_IMAGE_PIXELS = None  # `decode` is stricter, and says so in an answer
     return Image
 
