@@ -175,7 +175,7 @@ def test_nothing_is_kept_of_requests_and_clients_that_are_over(gateway, tmp_path
         for _ in range(1000):
             client.infer("m", {"x": x})
         assert shared_kb(pids[1]) < 1024  # one input, again and again
-        assert descriptors(pids[1]) == before[1]
+        assert descriptors(pids[1]) <= before[1] + 1  # the connection itself, which it was lent
     for _ in range(100):
         with Client(gateway.uds) as client:
             client.infer("m", {"x": client.buffer((1, WIDE), np.float32)})

@@ -90,7 +90,7 @@ class AsyncClient:
         end = time.monotonic() + timeout
         async with self._turn:
             again = True
-            inline = False
+            inline = moved = False
             while True:
                 left = end - time.monotonic()
                 if left <= 0:
@@ -112,9 +112,12 @@ class AsyncClient:
                     again = self._retry == "always"
                     await asyncio.sleep(AGAIN_S if again else 0.0)
                 except InvalidRequestError as error:
-                    if error.code != "bad_slot" or inline:
+                    if error.code == "other_model" and not moved:
+                        moved = self._move()
+                    elif error.code != "bad_slot" or inline:
                         raise
-                    inline = True  # the gateway takes no more memory of ours: send it whole
+                    else:
+                        inline = True  # the gateway takes no more memory of ours: send it whole
 
     async def _ask(
         self,
@@ -159,6 +162,15 @@ class AsyncClient:
             self._line = Line(sock, self._requests, self._blocks)
             await self._line.greet()
         return self._line
+
+    def _move(self) -> bool:
+        """Go on with a connection for all models; the old one ends once it has answered."""
+        if not self._requests.stays:
+            self._requests.stays = True
+            if self._line is not None:
+                self._line.close_when_idle()
+                self._line = None
+        return True
 
     def _hang_up(self) -> None:
         if self._line is not None:

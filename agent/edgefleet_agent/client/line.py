@@ -32,6 +32,7 @@ class Line:
         self._inbox = Inbox(_LONGEST)
         self._waiting: dict[int, tuple[Asked, asyncio.Future[Result]]] = {}
         self._offers: dict[int, Asked] = {}
+        self._last = False
         self._hold: tuple[int, asyncio.Future[None]] | None = None
         self._welcome: asyncio.Future[None] = self._loop.create_future()
         self._loop.add_reader(sock, self._on_readable)
@@ -118,6 +119,8 @@ class Line:
             self._inbox.wrote(count)
             while not self.closed and (frame := self._inbox.next()) is not None:
                 self._take(frame)
+            if self._last:
+                self.close_when_idle()
         except BlockingIOError:
             return
         except OSError as error:
@@ -158,6 +161,12 @@ class Line:
             return
         if not answer.done():
             answer.set_result(result)
+
+    def close_when_idle(self) -> None:
+        """Close once every answer that is due has come."""
+        self._last = True
+        if not self._waiting:
+            self.close(GatewayGoneError("The connection was given up."))
 
     def close(self, problem: InferenceError) -> None:
         """End the connection; whoever waits gets `problem`."""

@@ -76,6 +76,7 @@ class Requests:
 
     def __init__(self, blocks: Blocks) -> None:
         self._blocks = blocks
+        self.stays = False  # connections are for several models, and are not lent to a worker
         self._numbers = itertools.count(1)
         self._heads: dict[fast.Head, bytes] = {}
         self._sizes: dict[Key, dict[str, int]] = {}
@@ -86,7 +87,7 @@ class Requests:
 
     def hello(self) -> bytes:
         """Return the first frame of a connection."""
-        return fast.prefix(fast.HELLO, 0)
+        return fast.prefix(fast.HELLO, 0, time=int(self.stays))
 
     def welcomed(self, frame: fast.Prefix, body: bytearray | memoryview) -> None:
         """Take the answer to `hello`.

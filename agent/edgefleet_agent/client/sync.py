@@ -133,9 +133,13 @@ class Client:
                     again = self._retry == "always"
                     time.sleep(min(AGAIN_S, max(0.0, left)) if again else 0.0)
                 except InvalidRequestError as error:
-                    if error.code != "bad_slot" or inline:
+                    if error.code == "other_model" and not self._requests.stays:
+                        self._requests.stays = True  # it was lent for another: a connection for all
+                        self._disconnect()
+                    elif error.code != "bad_slot" or inline:
                         raise
-                    inline = True  # the gateway takes no more memory of ours: send it whole
+                    else:
+                        inline = True  # the gateway takes no more memory of ours: send it whole
 
     # ------------------------------------------------------------------- about models
 

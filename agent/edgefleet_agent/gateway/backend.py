@@ -6,13 +6,13 @@ import asyncio
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
 from edgefleet_agent.gateway.child import Child
 from edgefleet_agent.gateway.counters import Counters
-from edgefleet_agent.gateway.fast_slots import Reach
+from edgefleet_agent.gateway.fast_slots import Reach, Slot
 from edgefleet_agent.gateway.launcher import Started
 from edgefleet_agent.gateway.lending import Loans
 from edgefleet_agent.gateway.link import Link
@@ -88,6 +88,10 @@ class Backend:
         link.on_frame = self._on_frame
         link.on_lost = self._on_lost
 
+    def bring(self, slots: Iterable[Slot]) -> bool:
+        """See to it that the worker has this memory; False if that cannot be done just now."""
+        return self._reach is not None and self._reach.bring(slots)
+
     def ask(self, pending: Pending) -> None:
         """Send a request to the worker."""
         assert self._link is not None
@@ -98,7 +102,7 @@ class Backend:
         pending.backend = self
         kind, client = frames.INFER_ALONE if pending.alone else frames.INFER, 0
         if (shared := pending.shared) is not None:
-            if self._reach is None or not self._reach.bring(shared.slots):
+            if not self.bring(shared.slots):
                 del self.in_flight[number]
                 self._on_answer(pending, 503, _NOT_NOW, frames.NO_JSON, 0, False)
                 return

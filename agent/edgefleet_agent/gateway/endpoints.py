@@ -91,6 +91,7 @@ class Endpoints:
         self._triton_metrics = triton_metrics
         self.submit = plane.router.submit
         self.lend_after = plane.lending.after
+        self.lend = plane.lending.offer
         self.connections: set[Connection | FastConnection] = set()
 
     def handle(self, request: Request, connection: Connection) -> None:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from edgefleet_agent.gateway.fast_slots import Shared, Table
-from edgefleet_agent.ipc import fast, mapping
+from edgefleet_agent.gateway.fast_slots import Shared, Slot, Table
+from edgefleet_agent.ipc import fast, frames, loans, mapping
 from edgefleet_agent.ipc.fast_inbox import Frame, Inbox
 from edgefleet_shared.errors import EdgeFleetError, InvalidInputError, UnavailableError
 
@@ -29,6 +29,10 @@ FDS_MAX = 8
 """Descriptors that may have come and wait for their SLOT; the kernel drops what is more."""
 RETRY_AFTER_MS = 1000
 _PLANS_MAX = 64
+_RETURNS_MAX = 3
+"""A connection that a worker has given back so often stays here."""
+_BACK = {frames.BLOCKED: 1, frames.SLOW: 1, frames.LARGE: _RETURNS_MAX}
+"""What each reason for giving a connection back counts; ODD is a client that offers a slot."""
 _SPACE = socket.CMSG_SPACE(FDS_MAX * array.array("i").itemsize)
 _SLOT_BODIES = 4  # longest bodies that the slots of one client may hold
 _STATUS = {"body_too_large": 413}
@@ -53,7 +57,7 @@ class _Call:
         for slot in self._shared.slots:
             slot.uses -= 1
         connection = self._connection
-        connection.ended(self._length)
+        connection.ended(self._length, status)
         if status == 200:
             inline = len(body) - json_length
             connection.send(fast.prefix(fast.ANSWER, self._number, json_length, inline), body)
@@ -64,7 +68,7 @@ class _Call:
 
 
 class Connection:
-    """One client.
+    """One client. Implements `lending.Borrower`.
 
     Args:
         sock: Its socket, from now on this object's; its `HELLO` has been read.
@@ -83,8 +87,8 @@ class Connection:
         self._loop = asyncio.get_running_loop()
         self._inbox = Inbox(intake.max_body)
         slot_bytes = min(_SLOT_BODIES * intake.max_body, mapping.MAPPED_MAX)
-        self._number = pool.number()
-        self._slots = Table(self._number, pool, slot_bytes)
+        self.client = pool.number()
+        self._slots = Table(self.client, pool, slot_bytes)
         self._limits = fast.Limits(fast.SLOTS_MAX, fast.OPEN_MAX, slot_bytes, intake.max_body)
         self._fds: deque[int] = deque()
         self._plans: dict[bytes, Plan] = {}
@@ -93,6 +97,13 @@ class Connection:
         self._welcomed = False
         self._holding = False  # slots may come: nobody else reads this connection
         self._reading = False
+        self._stays = False  # it said in its hello that it is not to be lent
+        self._asked = ("", "")  # model and version of the last request
+        self._streak = 0  # requests in a row for that, all answered 200
+        self._lent: tuple[Slot, ...] | None = None  # a worker reads; the memory it may need
+        self._lent_for = ""  # the model it was lent for, ever
+        self._returns = 0
+        self._begun_ns = 0  # of the next request, if a worker died on it
         self._closing = False
         self._unsent: deque[bytes] = deque()
         self._patience: asyncio.TimerHandle | None = None
@@ -128,7 +139,7 @@ class Connection:
         """Serve every frame that is whole, as long as this client may have more open."""
         number = 0
         try:
-            while self._open < fast.OPEN_MAX and not self._unsent and not self._closing:
+            while self._reads:
                 frame = self._inbox.next()
                 self._charge()
                 if frame is None:
@@ -139,6 +150,11 @@ class Connection:
             self._refuse(number, error)
             self._closing = True
         self._look()
+
+    @property
+    def _reads(self) -> bool:
+        idle = self._lent is None and not self._closing
+        return idle and self._open < fast.OPEN_MAX and not self._unsent
 
     def _charge(self) -> None:
         """Count a frame that has begun to come, by what its prefix says."""
@@ -154,10 +170,10 @@ class Connection:
         """Read on, or not; give what has begun its time; end what shall end."""
         if self._sock.fileno() < 0:
             return
-        if self._closing and not self._open and not self._unsent:
+        if self._closing and not self._open and not self._unsent and self._lent is None:
             self.close()
             return
-        reading = self._open < fast.OPEN_MAX and not self._unsent and not self._closing
+        reading = self._reads
         if reading != self._reading:
             self._reading = reading
             if reading:
@@ -184,7 +200,7 @@ class Connection:
             self._holding = True
             self.send(fast.prefix(fast.DONE, number), b"")
         elif kind == fast.HELLO and not self._welcomed:
-            self._welcomed = True
+            self._welcomed, self._stays = True, time > 0
             head = fast.encode_limits(self._limits)
             self.send(fast.prefix(fast.WELCOME, number, len(head)), head)
         else:
@@ -198,6 +214,13 @@ class Connection:
         except InvalidInputError as error:
             self._refuse(number, error)
             return
+        if self._lent_for and head.model != self._lent_for:
+            text = f"This connection is for {self._lent_for!r}; open another one."
+            self.refuse(number, fast.Refusal(409, "other_model", text))
+            return
+        if self._asked != (head.model, head.version):
+            self._asked, self._streak = (head.model, head.version), 0
+        begun_ns, self._begun_ns = self._begun_ns, 0
         for slot in shared.slots:
             slot.uses += 1
         self._open += 1
@@ -210,6 +233,7 @@ class Connection:
             head_length,
             timeout_us * 1000,
             shared,
+            begun_ns,
         )
 
     def _plan(self, data: bytes, inline: int) -> Plan:
@@ -251,10 +275,13 @@ class Connection:
 
     # ------------------------------------------------------------------- answers
 
-    def ended(self, length: int) -> None:
+    def ended(self, length: int, status: int) -> None:
         """A request of so many bytes has been answered."""
         self._open -= 1
         self._intake.held -= length
+        self._streak = self._streak + 1 if status == 200 else 0
+        if self._streak >= self._endpoints.lend_after > 0 and self._returns < _RETURNS_MAX:
+            self._loop.call_soon(self._offer_self)
 
     def _refuse(self, number: int, error: EdgeFleetError) -> None:
         busy = isinstance(error, UnavailableError)
@@ -304,8 +331,51 @@ class Connection:
 
     def _resume(self) -> None:
         """Go on with what was left lying while too much was open."""
-        if self._sock.fileno() >= 0 and not self._reading:
+        if self._sock.fileno() >= 0 and not self._reading and self._lent is None:
             self._serve()
+
+    # ------------------------------------------------------------------- lending
+
+    def _offer_self(self) -> None:
+        """Lend the connection, if it still is between two requests and all has been sent."""
+        busy = self._open or self._unsent or self._inbox.awaited or self._fds or self._holding
+        if self.fileno() < 0 or busy or self._closing or self._stays or self._lent is not None:
+            return
+        slots = self._slots.all
+        for slot in slots:
+            slot.uses += 1
+        self._lent = slots
+        if self._endpoints.lend(self, *self._asked, slots) is None:
+            self._take_back()
+            return
+        self._lent_for, self._streak = self._asked[0], 0
+        self._look()
+
+    def _take_back(self) -> None:
+        for slot in self._lent or ():
+            slot.uses -= 1
+        self._lent = None
+
+    def fileno(self) -> int:
+        """Return the connection's descriptor, -1 once it is closed."""
+        return self._sock.fileno()
+
+    def resume(self, left: loans.Left, reason: int) -> None:
+        """Go on where the worker stopped."""
+        self._take_back()
+        self._returns += _BACK.get(reason, 0)
+        if self.fileno() < 0:
+            return
+        if left.unsent:
+            self.send(left.unsent, b"")
+        self._begun_ns = left.begun_ns
+        self._inbox.feed(left.unread)
+        self._serve()
+
+    def abandon(self) -> None:
+        """Close at once: nobody knows what the client has been told."""
+        self._take_back()
+        self.close()
 
     # ------------------------------------------------------------------- the end
 
@@ -330,5 +400,5 @@ class Connection:
         while self._fds:
             os.close(self._fds.popleft())
         self._slots.close()
-        self._pool.give(self._number)
+        self._pool.give(self.client)
         self._endpoints.connections.discard(self)

@@ -119,6 +119,11 @@ class Table:
             raise InvalidInputError(f"Slot {number} {why}.", code="bad_slot")
         self._remove(slot)
 
+    @property
+    def all(self) -> tuple[Slot, ...]:
+        """Every slot of this client."""
+        return tuple(self._slots.values())
+
     def find(self, head: fast.Head) -> Shared:
         """Return the slots that a request names.
 

@@ -32,6 +32,8 @@ _BACK = {frames.ODD: 1, frames.BLOCKED: 1, frames.SLOW: 1, frames.LARGE: _RETURN
 class Connection(asyncio.Protocol):
     """One client. Implements `pending.Asker` and `lending.Borrower`."""
 
+    client = 0
+
     def __init__(self, endpoints: Endpoints, intake: Intake) -> None:
         self._endpoints = endpoints
         self._intake = intake

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import select
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from edgefleet_agent.ipc import frames, loans
@@ -20,6 +20,7 @@ from edgefleet_shared.errors import InvalidInputError
 if TYPE_CHECKING:
     from edgefleet_agent.gateway.backend import Backend
     from edgefleet_agent.gateway.counters import Counters
+    from edgefleet_agent.gateway.fast_slots import Slot
     from edgefleet_agent.gateway.link import Link
     from edgefleet_agent.gateway.router import Route
 
@@ -28,7 +29,9 @@ _HUNG_SWEEPS: Final = _SWEEPS + 1
 
 
 class Borrower(Protocol):
-    """A connection that can be lent."""
+    """A connection that can be lent; `client` is its number on the fast path, 0 for HTTP."""
+
+    client: int
 
     def fileno(self) -> int:
         """Return the descriptor; -1 once the client is gone."""
@@ -79,7 +82,9 @@ class Loans:
         number = self._free[-1]
         slot = self._area.slot(number)
         slot.clear()
-        if not self._link.send_descriptor(frames.head(frames.LEND, 0, number, 0, 0, 0), borrower):
+        if not self._link.send_descriptor(
+            frames.head(frames.LEND, borrower.client, number, 0, 0, 0), borrower
+        ):
             return False
         self._free.pop()
         self._lent[number] = _Loan(borrower, slot)
@@ -200,13 +205,20 @@ class Lending:
         self._timer: asyncio.TimerHandle | None = None
         self._lenders: set[Backend] = set()
 
-    def offer(self, borrower: Borrower, model: str, version: str) -> Backend | None:
-        """Lend a connection that has just asked `model`; return to whom, None if it stays."""
+    def offer(
+        self, borrower: Borrower, model: str, version: str, shared: Iterable[Slot] = ()
+    ) -> Backend | None:
+        """Lend a connection that has just asked `model`; return to whom, None if it stays.
+
+        `shared` is the memory that its requests may name.
+        """
         route = self._routes.get(model)
         backend = route.find(version) if route else None
         if route is None or backend is not route.active or backend.loans is None:
             return None
-        if backend.pace.long or route.waiting or not backend.loans.lend(borrower):
+        if backend.pace.long or route.waiting or not backend.bring(shared):
+            return None
+        if not backend.loans.lend(borrower):
             return None
         self._lenders.add(backend)
         if self._timer is None:

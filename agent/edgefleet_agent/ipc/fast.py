@@ -21,7 +21,7 @@ VERSION: Final = 1
 PREFIX: Final = struct.Struct("<BBBBIIIQ")
 """magic, version, kind, flags, request id, head length, inline length, time."""
 
-HELLO: Final = 1  # client, first: empty
+HELLO: Final = 1  # client, first: empty; time = 1: not to be lent to a worker
 WELCOME: Final = 2  # gateway: `Limits`
 SLOT: Final = 3  # client, with one descriptor: `OFFER`
 DROP: Final = 4  # client: `OFFER`, of which the slot counts

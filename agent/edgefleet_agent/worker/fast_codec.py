@@ -43,8 +43,8 @@ class Plan(NamedTuple):
 
     `views` are inputs that can be used as they are, `read` those to be read anew for each request:
     from a slot, or from the inline part where that is None. `kinds` are the outputs' datatypes,
-    `raw`: the bare model is asked. `targets` are areas as arrays of the shape that came last,
-    `heads` answers' heads by what was placed.
+    `raw`: the bare model is asked, `inline` the bytes beside the head. `targets` are areas as
+    arrays of the shape that came last, `heads` answers' heads by what was placed.
     """
 
     views: dict[str, np.ndarray]
@@ -52,6 +52,7 @@ class Plan(NamedTuple):
     wanted: list[Wanted]
     kinds: dict[str, str]
     raw: bool
+    inline: int
     targets: dict[str, np.ndarray]
     heads: dict[tuple[Placed, ...], bytes]
 
@@ -96,6 +97,8 @@ class FastCodec:
         plan = plans.get(head) if plans else None
         if plan is None:
             plan = self._keep(head, client)
+        if len(body) - head_length != plan.inline:
+            raise InvalidInputError("The inline part is not as long as its head says.")
         if not plan.read:
             return Asked(plan.views, plan, plan.raw)
         inputs = dict(plan.views)
@@ -141,7 +144,9 @@ class FastCodec:
                 read.append((one, memory))  # not aligned: a copy, which must be made anew
         codec.check_complete([one.name for one in head.tensors])
         kinds = codec.kinds
-        return Plan(views, read, self._wanted(head, client, kinds), kinds, head.raw, {}, {})
+        return Plan(
+            views, read, self._wanted(head, client, kinds), kinds, head.raw, head.inline, {}, {}
+        )
 
     def _wanted(self, head: fast.Head, client: int, kinds: dict[str, str]) -> list[Wanted]:
         areas = {one.name: one for one in head.areas}

@@ -32,6 +32,7 @@ class Heads:
     """Reads heads of requests for one model."""
 
     def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
         model = f"/v2/models/{spec.model}"
         paths = (f"{model}/infer", f"{model}/versions/{spec.version}/infer")
         self._targets = {path.encode() for path in paths}

@@ -13,6 +13,7 @@ from typing import Final
 from edgefleet_agent.ipc import frames, loans
 from edgefleet_agent.worker.answering import TOO_LATE, Answer, Answerer
 from edgefleet_agent.worker.lent import Desk, Lent
+from edgefleet_agent.worker.lent_frames import LentFrames, Mine
 from edgefleet_agent.worker.lent_http import Heads
 from edgefleet_agent.worker.opening import OUT_OF_MEMORY
 from edgefleet_agent.worker.pace import Pace
@@ -60,6 +61,7 @@ class Loop:
         self._epoll = select.epoll()
         self._epoll.register(sock, select.EPOLLIN)
         self._desk: Desk | None = None
+        self._mine = Mine(heads.spec) if heads is not None else None
         if area is not None and heads is not None:
             self._desk = Desk(area, answerer, heads, pace, self._give_back)
 
@@ -99,7 +101,7 @@ class Loop:
         buffer.wrote(count)
         while (frame := buffer.next()) is not None:
             if frame[0] == frames.LEND:
-                self._take(frame[2])
+                self._take(frame[2], frame[1])
             elif frame[0] == frames.RECALL:
                 self._recall(frame[2], frames.RECALLED)
             else:
@@ -110,12 +112,19 @@ class Loop:
 
     # ------------------------------------------------------------------- lent connections
 
-    def _take(self, number: int) -> None:
-        """Take a connection; without its descriptor (there were too many) it goes back."""
+    def _take(self, number: int, client: int) -> None:
+        """Take a connection; without its descriptor (there were too many) it goes back.
+
+        `client` is that of the fast path, 0 for HTTP.
+        """
         if not self._descriptors or self._desk is None:
             self._send_frame(frames.head(frames.RETURN, frames.RECALLED, number, 0, 0, 0))
             return
-        lent = Lent(self._desk, number, self._descriptors.popleft())
+        fd = self._descriptors.popleft()
+        if client and self._mine is not None:
+            lent: Lent = LentFrames(self._desk, number, fd, client, self._mine)
+        else:
+            lent = Lent(self._desk, number, fd)
         self._lent[lent.fd] = lent
         self._epoll.register(lent.fd, select.EPOLLIN)
 
