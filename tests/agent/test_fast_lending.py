@@ -21,6 +21,8 @@ X = fast.Tensor("x", "FP32", (1, 4), fast.INLINE, 0, 16)
 
 def lent(raw: Raw, pid: int, send) -> None:
     """Ask until the worker has the connection."""
+    send()  # a worker that has answered has opened all that it needs
+    assert raw.receive()[0] == fast.ANSWER
     before = descriptors(pid)
 
     def ask() -> bool:

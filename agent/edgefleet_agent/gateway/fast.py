@@ -14,8 +14,7 @@ import socket
 from collections import deque
 from typing import TYPE_CHECKING
 
-import msgspec
-
+from edgefleet_agent.gateway.fast_call import Call
 from edgefleet_agent.gateway.fast_slots import Shared, Slot, Table
 from edgefleet_agent.ipc import fast, frames, loans, mapping
 from edgefleet_agent.ipc.fast_inbox import Frame, Inbox
@@ -36,35 +35,8 @@ _BACK = {frames.BLOCKED: 1, frames.SLOW: 1, frames.LARGE: _RETURNS_MAX}
 _SPACE = socket.CMSG_SPACE(FDS_MAX * array.array("i").itemsize)
 _SLOT_BODIES = 4  # longest bodies that the slots of one client may hold
 _STATUS = {"body_too_large": 413}
-_problem = msgspec.json.Decoder(dict[str, str]).decode
 
 Plan = tuple[fast.Head, Shared]
-
-
-class _Call:
-    """One request of a client. Implements `pending.Asker`."""
-
-    __slots__ = ("_connection", "_length", "_number", "_shared")
-
-    def __init__(self, connection: Connection, number: int, shared: Shared, length: int) -> None:
-        self._connection = connection
-        self._number = number
-        self._shared = shared
-        self._length = length
-
-    def answer(self, status: int, body: bytes, json_length: int, retry_after_s: int = 0) -> None:
-        """Send the answer; `json_length` is the length of its head."""
-        for slot in self._shared.slots:
-            slot.uses -= 1
-        connection = self._connection
-        connection.ended(self._length, status)
-        if status == 200:
-            inline = len(body) - json_length
-            connection.send(fast.prefix(fast.ANSWER, self._number, json_length, inline), body)
-            return
-        found = _problem(body)
-        refusal = fast.Refusal(status, found["code"], found["error"], retry_after_s * 1000)
-        connection.refuse(self._number, refusal)
 
 
 class Connection:
@@ -226,7 +198,7 @@ class Connection:
         self._open += 1
         self._intake.held += len(data)
         self._endpoints.submit(
-            _Call(self, number, shared, len(data)),
+            Call(self, number, shared, len(data)),
             head.model,
             head.version,
             data,
