@@ -194,6 +194,36 @@ _KINDS = {
 }  # fmt: skip
 
 
+def cnn(seed: int = 0) -> bytes:
+    """Image float [n, 3, 224, 224] -> scores float [n, 100]: six convolutions, some 8 ms a core."""
+    rng = np.random.default_rng(seed)
+    sizes = [(3, 32, 2), (32, 64, 2), (64, 64, 1), (64, 128, 2), (128, 128, 1), (128, 256, 2)]
+    nodes, constants, name = [], [], "image"
+    for index, (before, after, stride) in enumerate(sizes):
+        weights = rng.normal(scale=(2 / (9 * before)) ** 0.5, size=(after, before, 3, 3))
+        constants.append(numpy_helper.from_array(weights.astype(np.float32), f"w{index}"))
+        nodes += [
+            helper.make_node(
+                "Conv", [name, f"w{index}"], [f"c{index}"], strides=[stride] * 2, pads=[1] * 4
+            ),
+            helper.make_node("Relu", [f"c{index}"], [f"r{index}"]),
+        ]
+        name = f"r{index}"
+    head = rng.normal(scale=0.06, size=(256, 100)).astype(np.float32)
+    constants.append(numpy_helper.from_array(head, "head"))
+    nodes += [
+        helper.make_node("GlobalAveragePool", [name], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "head"], ["scores"]),
+    ]
+    return _bytes(
+        nodes,
+        [_value("image", TensorProto.FLOAT, ["n", 3, 224, 224])],
+        [_value("scores", TensorProto.FLOAT, ["n", 100])],
+        constants,
+    )
+
+
 def golden_bytes(cases) -> bytes:
     """Golden file of [(inputs, outputs), ...], each a mapping of name to array."""
     names = {"float32": "FP32", "int64": "INT64", "int32": "INT32", "int8": "INT8"}

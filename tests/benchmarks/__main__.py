@@ -11,7 +11,7 @@ from pathlib import Path
 
 NAMES = {
     "idle": "what agentd costs while nothing happens: private memory, processor time",
-    "inference": "latency and rate of a tiny model over REST, beside FastAPI with uvicorn",
+    "inference": "a tiny model and a CNN, beside raw onnxruntime, FastAPI and MLServer; memory",
     "mutants": "4,000 mutants of an ONNX and of a TFLite model, and how each ended",
     "sandbox": "what shutting workers in costs: proving, and the latency of a request",
     "swap": "swaps to and fro under four clients at full speed: failures, latency, memory",

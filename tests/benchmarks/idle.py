@@ -45,6 +45,13 @@ def serving_memory_mib() -> float:
 
 
 @contextlib.contextmanager
+def serving() -> Iterator[int]:
+    """Give the pid of an agentd that serves a tiny model; it and its gateway end after."""
+    with _serving() as (pid, _):
+        yield pid
+
+
+@contextlib.contextmanager
 def _serving() -> Iterator[tuple[int, Path]]:
     folder = Path(tempfile.mkdtemp(prefix="ef", dir="/tmp"))
     world, broker = World(), SecureBroker("auto", folder)
@@ -100,10 +107,10 @@ def _measure(agentd: int, folder: Path, seconds: float) -> dict[str, Any]:
     gateway = int((folder / "run" / "gateway.pid").read_text())
     time.sleep(SETTLE_S)
     begun = time.monotonic()
-    before = {pid: _cpu_s(pid) for pid in (agentd, gateway)}
+    before = {pid: cpu_s(pid) for pid in (agentd, gateway)}
     time.sleep(seconds)
     elapsed = time.monotonic() - begun
-    percent = {pid: 100 * (_cpu_s(pid) - cpu) / elapsed for pid, cpu in before.items()}
+    percent = {pid: 100 * (cpu_s(pid) - cpu) / elapsed for pid, cpu in before.items()}
     private = _private_kb(agentd) / 1024
     return {
         "agentd_private_mib": round(private, 2),
@@ -122,7 +129,7 @@ def _private_kb(pid: int) -> int:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
 
 
-def _cpu_s(pid: int) -> float:
+def cpu_s(pid: int) -> float:
     """Return the seconds that all threads have run; finer than the ticks of `stat`."""
     files = Path(f"/proc/{pid}/task").glob("*/schedstat")
     return sum(int(file.read_text().split()[0]) for file in files) / 1e9
