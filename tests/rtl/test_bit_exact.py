@@ -16,7 +16,7 @@ from tests.fakes.fpga import mlp
 from tests.fakes.fpga.packages import CorePackage
 from tests.rtl.conftest import SEEDS
 
-pytestmark = pytest.mark.verilator
+pytestmark = [pytest.mark.verilator, pytest.mark.timeout(300)]  # it compiles once
 
 
 @pytest.fixture(params=range(len(SEEDS)))

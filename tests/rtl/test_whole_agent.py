@@ -13,7 +13,7 @@ from tests.agent.world import until
 from tests.fakes.fpga import mlp
 from tests.rtl.conftest import SEEDS
 
-pytestmark = pytest.mark.verilator
+pytestmark = [pytest.mark.verilator, pytest.mark.timeout(300)]  # it compiles once
 
 
 def test_two_cores_swap_under_load_with_nothing_failed(cores):
