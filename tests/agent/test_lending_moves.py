@@ -136,7 +136,7 @@ def test_a_lent_request_that_two_workers_died_on_is_given_up(eager, tmp_path):
 
 def test_a_worker_that_hangs_on_a_lent_request_is_replaced(tmp_path):
     """The request gets 504; what waits on other connections of that worker is answered."""
-    gateway = Gateway("--timeout-s", "1", "--lend-after", "1")
+    gateway = Gateway("--timeout-s", "3", "--lend-after", "1")
     try:
         only = package(tmp_path, slow())
         pid = gateway.control.serve(only).pid
@@ -156,7 +156,7 @@ def test_a_worker_that_hangs_on_a_lent_request_is_replaced(tmp_path):
 
 def test_a_worker_that_stops_is_replaced(tmp_path):
     """Stopped (SIGSTOP) between two requests: what is sent meanwhile is answered by the next."""
-    gateway = Gateway("--timeout-s", "0.5", "--lend-after", "1")
+    gateway = Gateway("--timeout-s", "3", "--lend-after", "1")
     try:
         only = package(tmp_path, linear(1.0))
         pid = gateway.control.serve(only).pid
