@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from edgefleet_agent.choosing import read_choices
+from edgefleet_agent.cli import main
 from edgefleet_shared.identifiers import new_id, sha256_digest
 from edgefleet_shared.package import FileEntry, Golden, Limits, TensorSpec
 from tests.agent.gateways import Gateway
@@ -73,6 +74,20 @@ def test_the_fastest_is_taken_and_the_fleet_manager_told_why(world, agent):
         ["b", "c", "a"]
     ]
     assert slot.manifest == active.digest
+
+
+def test_whoever_stands_beside_the_device_sees_why(world, agent, capsys):
+    """`models` shows the choice in a line, and every candidate's numbers to machines."""
+    agent.gateway.medians = {"a": 900, "b": 300}
+    agent.assign(offer(world, "a", "b"))
+    agent.reaches("succeeded")
+    toml = agent.folder / "agent.toml"
+    toml.write_text(f'state_dir = "{agent.config.state}"\nrun_dir = "{agent.run_dir}"\n')
+    assert main(["models", "--config", str(toml)]) == 0
+    assert "digits 1.0.0: b (0.3 ms" in capsys.readouterr().out
+    assert main(["models", "--json", "--config", str(toml)]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["models"]
+    assert {m["variant"]: m["median_us"] for m in found["measured"]} == {"a": 900, "b": 300}
 
 
 def test_one_that_fails_its_proof_is_out_and_named(world, agent):

@@ -7,6 +7,9 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
+from edgefleet_agent.choosing import read_choices
 from edgefleet_agent.config import Config
 from edgefleet_agent.gateway_client import GatewayClient
 from edgefleet_agent.inspection.output import say, size, table
@@ -40,7 +43,9 @@ def run(config: Config, options: argparse.Namespace) -> int:
     lines = table(head, rows) or ["No model has been assigned to this device yet."]
     if stats is None:
         lines.append("The gateway does not answer: what it has loaded is not known.")
-    lines += [f"{e['model']} {e['version']}: {e['problem']}" for e in found if e["problem"]]
+    for entry in found:
+        name = f"{entry['model']} {entry['version']}"
+        lines += [f"{name}: {entry[key]}" for key in ("problem", "choice") if entry[key]]
     shown = {"gateway": stats is not None, "models": found}
     say(shown, lines, as_json=options.json)
     return 0
@@ -62,6 +67,8 @@ def _entry(
     config: Config, slot: str, place: str, version: VersionRef, stats: Mapping[str, DigestStats]
 ) -> dict[str, Any]:
     manifest, problem = _manifest(config, version)
+    choices = read_choices(config.state / "variants.json")
+    choice = next((c for c in choices if c.digest == version.digest), None)
     variant = _variant(manifest, version)
     known = stats.get(version.digest)
     return {
@@ -85,6 +92,9 @@ def _entry(
         "p50_us": _us(known, 0.5),
         "p99_us": _us(known, 0.99),
         "problem": problem,
+        "choice": choice.reason if choice else "",
+        "measured": msgspec.to_builtins(choice.measured) if choice else [],
+        "refused": choice.refused if choice else {},
     }
 
 
