@@ -25,6 +25,7 @@ LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit status."""
     options = _parser().parse_args(arguments)
+    as_json = getattr(options, "json", False)
     path = options.config or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None)
     try:
         config = load(path)
@@ -42,14 +43,14 @@ def main(arguments: list[str] | None = None) -> int:
             return _status(config, as_json=options.json)
         return int(options.run(config, options))
     except EdgeFleetError as error:
-        return _fail(str(error), _status_of(error))
+        return _fail(error, _status_of(error), as_json=as_json)
     except OSError as error:
-        where = error.filename or "The system"
-        return _fail(
-            f"{where}: {error.strerror or error}. Check state_dir and run_dir, and who may write "
-            f"there.",
-            1,
+        told = UnavailableError(
+            f"{error.filename or 'The system'}: {error.strerror or error}.",
+            code="system",
+            hint="Check state_dir and run_dir, and who may write there.",
         )
+        return _fail(told, 1, as_json=as_json)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -195,9 +196,10 @@ def _read(file: Path) -> str:
 
 
 def _status(config: Config, *, as_json: bool) -> int:
-    from edgefleet_agent.status import read_status
+    from edgefleet_agent.status import read_lock, read_status
 
     status = read_status(config.run)
+    status["locked"] = read_lock(config.state)
     if as_json:
         sys.stdout.write(json.dumps(status) + "\n")
     else:
@@ -208,12 +210,16 @@ def _status(config: Config, *, as_json: bool) -> int:
 def _lines(status: dict[str, Any]) -> list[str]:
     state = "runs" if status["running"] else "does NOT run"
     link = "connected" if status["connected"] else "not connected"
+    doors = status["inference"]
     lines = [
         f"{status['device']} of fleet {status['fleet']}: agentd {state} (pid {status['pid']})",
         f"  {link}, assignment {status['counter']}, gateway {status['gateway']}",
-        f"  infer at {status['inference']['socket']}"
-        + (f" and http://{address}" if (address := status["inference"]["tcp"]) else ""),
+        f"  infer at {doors['socket']}"
+        + (f" and http://{doors['tcp']}" if doors["tcp"] else "")
+        + (f" and grpc://{doors['grpc']}" if doors["grpc"] else ""),
     ]
+    if status["locked"]:
+        lines.append(f"  {status['locked']}")
     if status["refused"]:
         lines.append(f"  refused last: {status['refused']}")
     if status["floor_lost"]:
@@ -237,6 +243,10 @@ def _status_of(error: EdgeFleetError) -> int:
     return 2 if isinstance(error, InvalidInputError) else 1
 
 
-def _fail(why: str, status: int) -> int:
-    sys.stderr.write(f"edgefleet-agent: {why}\n")
+def _fail(error: EdgeFleetError, status: int, *, as_json: bool) -> int:
+    """Say it to people and, if asked, to machines in the shape that `edgefleet --json` has."""
+    if as_json:
+        body = {"code": error.code, "message": error.message, "hint": error.hint}
+        sys.stdout.write(json.dumps({"error": body}) + "\n")
+    sys.stderr.write(f"edgefleet-agent: {error}\n")
     return status

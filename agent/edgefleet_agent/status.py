@@ -12,6 +12,7 @@ import msgspec
 
 from edgefleet_agent import durable
 from edgefleet_agent.gateway_client import GatewayClient
+from edgefleet_agent.swap_lock import SwapLock
 from edgefleet_shared import strict_json
 from edgefleet_shared.errors import InvalidInputError, UnavailableError
 from edgefleet_shared.messages import SlotReport
@@ -103,12 +104,26 @@ def read_status(run: Path) -> dict[str, Any]:
     shown: dict[str, Any] = msgspec.to_builtins(status)
     shown["running"] = _alive(status.pid)
     shown["workers"], shown["sandbox"] = _workers(run)
-    address = durable.read_bytes(run / "infer.addr")
     shown["inference"] = {
         "socket": str(run / "infer.sock"),
-        "tcp": address.decode().strip() if address else "",
+        "tcp": _address(run / "infer.addr"),
+        "grpc": _address(run / "infer-grpc.addr"),
     }
     return shown
+
+
+def read_lock(state: Path) -> str:
+    """Return what holds swaps up, as a sentence; '' if nothing does."""
+    try:
+        lock = SwapLock(state).read()
+    except OSError as error:
+        return f"Whether models are locked is not known: {error.strerror}."
+    return str(lock) if lock else ""
+
+
+def _address(file: Path) -> str:
+    data = durable.read_bytes(file)
+    return data.decode().strip() if data else ""
 
 
 def _alive(pid: int) -> bool:

@@ -204,6 +204,13 @@ def test_without_a_gateway_the_error_says_where_it_was_looked_for(tmp_path, kind
     client.close()
 
 
+@pytest.mark.parametrize("made", [library.Client, library.AsyncClient])
+def test_a_way_to_repeat_that_is_unknown_is_refused(tmp_path, made):
+    """A misspelt `retry` is told when the client is made, not when the gateway restarts."""
+    with pytest.raises(ValueError, match="'unsent' or 'always'"):
+        made(tmp_path / "infer.sock", retry="sometimes")
+
+
 def test_the_socket_is_found_by_itself(monkeypatch):
     """An argument wins over the environment, which wins over the agent's default."""
     monkeypatch.delenv(documents.VARIABLE, raising=False)

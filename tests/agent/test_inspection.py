@@ -55,8 +55,7 @@ def ask(agent, capsys, *arguments):
     """Run a command; return its exit status and its JSON, or what it complains of."""
     capsys.readouterr()
     status = main([*arguments, "--config", str(agent.folder / "agent.toml"), "--json"])
-    out, err = capsys.readouterr()
-    return status, json.loads(out) if out else err
+    return status, json.loads(capsys.readouterr().out)
 
 
 def lines(agent, capsys, *arguments):
@@ -96,7 +95,7 @@ def test_the_journal_is_read_with_agentd_down(world, agent, capsys):
     assert found["slots"]["digits"]["deployment"]["state"] == "succeeded"
     status, said = ask(agent, capsys, "journal", "nobody")
     assert status == 2
-    assert "digits" in said
+    assert "digits" in said["error"]["hint"]
     assert any("active    1.0.0" in line for line in lines(agent, capsys, "journal")[1])
 
 
@@ -133,6 +132,8 @@ def test_a_lock_holds_the_swap_and_nothing_else(world, agent, capsys):
     one = serve(agent, world)
     status, lock = ask(agent, capsys, "lock", "--reason", "an operation is under way")
     assert (status, lock["reason"]) == (0, "an operation is under way")
+    assert lines(agent, capsys, "status")[1][3] == f"  Locked on the device: {lock['reason']}."
+    assert lock["reason"] in ask(agent, capsys, "status")[1]["locked"]
     two = world.publish("2.0.0")
     agent.assign(two)
     until(lambda: agent.transport.slot("digits").get("reason") == "locked")
@@ -148,6 +149,7 @@ def test_a_lock_holds_the_swap_and_nothing_else(world, agent, capsys):
     agent.reaches("succeeded")
     assert agent.gateway.routed("digits") == two.manifest
     assert not agent.transport.slot("digits")["reason"]
+    assert ask(agent, capsys, "status")[1]["locked"] == ""
 
 
 def test_a_lock_holds_a_stop_too(world, agent, capsys):
@@ -201,7 +203,10 @@ def test_collect_takes_no_secret(world, agent, capsys, tmp_path):
     middle = key.splitlines()[1]
     assert not any(middle in data or b"PRIVATE KEY" in data for data in members.values())
     assert output.stat().st_mode & 0o777 == 0o600
-    assert ask(agent, capsys, "collect", "--output", str(output))[0] == 2
+    status, again = ask(agent, capsys, "collect", "--output", str(output))
+    assert (status, again["error"]["code"]) == (2, "exists")
+    status, nowhere = ask(agent, capsys, "collect", "--output", str(tmp_path / "no" / "x.tar.gz"))
+    assert (status, nowhere["error"]["code"]) == (2, "missing_folder")
     text = redact(b"pkcs11:token=e;object=k?pin-value=1234 https://joe:secret@h/x")
     assert text == b"pkcs11:token=e;object=k?pin-value=*** https://joe:***@h/x"
 
@@ -214,8 +219,7 @@ def test_infer_asks_as_an_application_does(shared_gateway, tmp_path, capsys):
     def run(*arguments):
         capsys.readouterr()
         status = main(["infer", *arguments, "--config", str(toml), "--json"])
-        out, err = capsys.readouterr()
-        return status, json.loads(out) if out else err
+        return status, json.loads(capsys.readouterr().out)
 
     status, answer = run("m", "--input", "x=[[1,2,3,4]]")
     assert (status, answer["outputs"][0]["data"]) == (0, [20.0, 20.0])
@@ -224,10 +228,22 @@ def test_infer_asks_as_an_application_does(shared_gateway, tmp_path, capsys):
     assert (status, answer["outputs"][0]["data"]) == (0, [8.0, 8.0])
     assert answer["latency"]["count"] == 3
     assert run("m", "--zeros")[1]["outputs"][0]["data"] == [0.0, 0.0]
-    assert "--input x=JSON" in run("m")[1]
-    assert run("nobody", "--zeros")[0] == 2
-    assert run("m", "--input", "y=1")[0] == 2
-    assert run("m", "--input", "x=[[1,2")[0] == 2
+    assert "--input x=JSON" in run("m")[1]["error"]["hint"]
+    for asked in (["y=1"], ["x=[[1,2"], ["x=null"], ["x=@no.bin"], ["x=[[1,2,3,4]]"] * 2):
+        status, refused = run("m", *(f"--input={one}" for one in asked))
+        assert (status, set(refused)) == (2, {"error"})
+    assert run("m", "--zeros", "--count", "0")[0] == 2
+
+
+@pytest.mark.parametrize("name", ["nobody", "a b", "Zähler", "../m", ""])
+def test_infer_says_which_models_there_are(shared_gateway, tmp_path, capsys, name):
+    """Whatever stands for a name: one paragraph that lists what the device serves."""
+    toml = tmp_path / "agent.toml"
+    toml.write_text(f'run_dir = "{shared_gateway.run}"\nstate_dir = "{tmp_path}"\n')
+    assert main(["infer", name, "--zeros", "--config", str(toml)]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "This device serves m 1" in err
 
 
 def test_raw_bytes_solve_one_varying_dimension():

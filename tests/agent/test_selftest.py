@@ -58,9 +58,19 @@ def test_an_accelerator_that_was_asked_for_must_be_there(tmp_path, capsys):
     (tmp_path / "agent.toml").write_text(f'state_dir = "{tmp_path}"\nrun_dir = "{tmp_path}"\n')
     asked = ["selftest", "--config", str(tmp_path / "agent.toml"), "--json", "--accelerator"]
     assert cli.main([*asked, "fpga"]) == 1
-    assert json.loads(capsys.readouterr().out)["rows"]
+    out, err = capsys.readouterr()
+    assert json.loads(out)["rows"]
+    assert "fpga was asked for and is absent" in err
     assert cli.main([*asked, "abacus"]) == 2
     assert "Known are cpu" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--package", "--output"])
+def test_a_folder_that_is_not_there_is_said_at_once(tmp_path, capsys, option):
+    """Nothing is tried first: what was measured could not be kept."""
+    assert cli.main(["selftest", "--json", option, str(tmp_path / "no" / "file")]) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert (error["code"], option in error["hint"]) == ("missing_folder", True)
 
 
 def test_a_failure_is_a_failure():

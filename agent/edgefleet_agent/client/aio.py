@@ -38,7 +38,7 @@ class AsyncClient:
     ) -> None:
         self._path = documents.socket_path(path)
         self._timeout_s = timeout_s
-        self._retry = retry
+        self._retry = documents.retry_of(retry)
         self._blocks = Blocks()
         self._requests = Requests(self._blocks)
         self._turn = asyncio.Semaphore(fast.OPEN_MAX)

@@ -12,11 +12,23 @@ from edgefleet_agent.client.errors import GatewayGoneError, UnknownModelError
 
 VARIABLE = "EDGEFLEET_INFER_SOCKET"
 DEFAULT = "/run/edgefleet/infer.sock"
+RETRIES = ("unsent", "always")
 
 
 def socket_path(given: str | os.PathLike[str] | None) -> str:
     """Return where the gateway listens: as given, as the environment says, or the default."""
     return os.fspath(given or os.environ.get(VARIABLE) or DEFAULT)
+
+
+def retry_of(given: str) -> str:
+    """Return how a client repeats requests.
+
+    Raises:
+        ValueError: Neither `unsent` nor `always`.
+    """
+    if given not in RETRIES:
+        raise ValueError(f"retry is {given!r}; it can be {' or '.join(map(repr, RETRIES))}")
+    return given
 
 
 def gone(path: str, error: OSError) -> GatewayGoneError:

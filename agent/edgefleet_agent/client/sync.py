@@ -50,7 +50,7 @@ class Client:
     ) -> None:
         self._path = documents.socket_path(path)
         self._timeout_s = timeout_s
-        self._retry = retry
+        self._retry = documents.retry_of(retry)
         self._lock = threading.Lock()
         self._blocks = Blocks()
         self._requests = Requests(self._blocks)

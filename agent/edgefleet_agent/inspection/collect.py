@@ -68,7 +68,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
     """Write the archive.
 
     Raises:
-        InvalidInputError: The output is there already.
+        InvalidInputError: The output is there already, or its folder is not.
         OSError: It cannot be written.
     """
     name = f"edgefleet-{_device(config)}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
@@ -76,6 +76,12 @@ def run(config: Config, options: argparse.Namespace) -> int:
     if output.exists():
         raise InvalidInputError(
             f"{output} is there already.", code="exists", hint="Give another --output."
+        )
+    if not output.absolute().parent.is_dir():
+        raise InvalidInputError(
+            f"There is no folder {output.absolute().parent}.",
+            code="missing_folder",
+            hint="Make it, or give another --output.",
         )
     problems: list[str] = []
     members = {path: data for path, data in _members(config, problems)}  # noqa: C416 - typed

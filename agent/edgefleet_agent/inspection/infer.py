@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from edgefleet_agent.config import Config
 from edgefleet_agent.inspection.output import say
@@ -46,7 +47,9 @@ def register(parser: argparse.ArgumentParser) -> None:
         help="JSON, or @FILE: little-endian elements, or for BYTES the file itself (a JPEG)",
     )  # fmt: skip
     parser.add_argument("--zeros", action="store_true", help="zeros for every input not given")
-    parser.add_argument("--count", type=int, default=1, help="ask so often, and tell the latency")
+    parser.add_argument(
+        "--count", type=int, default=1, metavar="N", help="ask so often, and tell the latency"
+    )
 
 
 def run(config: Config, options: argparse.Namespace) -> int:
@@ -56,14 +59,16 @@ def run(config: Config, options: argparse.Namespace) -> int:
         InvalidInputError: The inputs do not fit, or the model refuses them.
         UnavailableError: The gateway does not answer, or has no such model.
     """
-    path = f"/v2/models/{options.model}"
+    if options.count < 1:
+        raise InvalidInputError("--count must be 1 or more.", code="usage")
+    path = f"/v2/models/{quote(options.model, safe='')}"
     if options.model_version:
-        path += f"/versions/{options.model_version}"
+        path += f"/versions/{quote(options.model_version, safe='')}"
     times = []
     with contextlib.closing(_Uds(config.run / "infer.sock")) as connection:
-        metadata = _ask(connection, "GET", path, b"", {})
+        metadata = _metadata(connection, path)
         body, headers = build(metadata["inputs"], options.input, zeros=options.zeros)
-        for _ in range(max(1, options.count)):
+        for _ in range(options.count):
             begun = time.perf_counter()
             answer = _ask(connection, "POST", f"{path}/infer", body, headers)
             times.append((time.perf_counter() - begun) * 1e6)
@@ -74,6 +79,18 @@ def run(config: Config, options: argparse.Namespace) -> int:
     }  # fmt: skip
     say({**answer, "latency": latency}, _lines(answer, latency), as_json=options.json)
     return 0
+
+
+def _metadata(connection: http.client.HTTPConnection, path: str) -> Any:
+    try:
+        return _ask(connection, "GET", path, b"", {})
+    except InvalidInputError as error:
+        if error.code not in {"unknown_model", "unknown_version", "unknown_path"}:
+            raise
+        found = _ask(connection, "GET", "/v2/repository/index", b"", {})
+        served = ", ".join(f"{one['name']} {one['version']}" for one in found)
+        hint = f"This device serves {served or 'none'}."
+        raise InvalidInputError(error.message, code=error.code, hint=hint) from error
 
 
 def build(
@@ -90,7 +107,8 @@ def build(
         InvalidInputError: A name is unknown, a value is missing or does not fit.
     """
     values = _values(tensors, given)
-    entries, binary = [], b""
+    entries: list[dict[str, Any]] = []
+    binary = b""
     for tensor in tensors:
         name, datatype = tensor["name"], tensor["datatype"]
         if name not in values and not zeros:
@@ -102,17 +120,17 @@ def build(
         data = values.get(name)
         if isinstance(data, bytes):
             part = len(data).to_bytes(4, "little") + data if datatype == "BYTES" else data
-            entry = {
+            entry: dict[str, Any] = {
                 "shape": _shape_of(tensor, data),
                 "parameters": {"binary_data_size": len(part)},
             }
             binary += part
         else:
             shape = [1 if size == -1 else size for size in tensor["shape"]]
-            if data is None:
-                data = ["" if datatype == "BYTES" else 0] * prod(shape)
-            else:
+            if name in values:
                 shape = _shape(data)
+            else:
+                data = ["" if datatype == "BYTES" else 0] * prod(shape)
             entry = {"shape": shape, "data": data}
         entries.append({"name": name, "datatype": datatype, **entry})
     head = json.dumps({"inputs": entries}).encode()
@@ -131,13 +149,16 @@ def _values(tensors: Sequence[dict[str, Any]], given: Sequence[str]) -> dict[str
                 code="infer_input",
                 hint=f"Give NAME=VALUE with a name of {', '.join(known)}.",
             )
+        if name in values:
+            raise InvalidInputError(f"Input {name!r} is given twice.", code="infer_input")
         try:
             values[name] = Path(value[1:]).read_bytes() if value[:1] == "@" else json.loads(value)
         except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
             raise InvalidInputError(
-                f"The value of {name!r} cannot be read: {error}.",
+                f"The value {value[:80]!r} of {name!r} cannot be read: {why}.",
                 code="infer_input",
-                hint="Give JSON, for example x=[[1,2]], or x=@FILE.",
+                hint=f"Give JSON, for example {name}=[[1,2]], or {name}=@FILE.",
             ) from error
     return values
 

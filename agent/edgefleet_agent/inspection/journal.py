@@ -45,7 +45,7 @@ def _shown(document: Document, slots: dict[str, SlotRecord]) -> dict[str, Any]:
 
 
 def _lines(document: Document, slots: dict[str, SlotRecord]) -> Iterator[str]:
-    yield f"journal, written {document.seq} times, {len(document.slots)} slots"
+    yield f"journal, written {document.seq} times; slots: {len(document.slots)}"
     for name, record in sorted(slots.items()):
         yield f"{name}"
         yield f"  active    {_version(record.active)}"

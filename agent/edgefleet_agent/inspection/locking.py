@@ -48,7 +48,8 @@ def run_unlock(config: Config, options: argparse.Namespace) -> int:
     """Unlock; that nothing was locked is no error."""
     was = SwapLock(durable.make_folder(config.state)).lift()
     told = _tell(config)
-    text = "Unlocked: what waits swaps now." if was else "Nothing was locked."
+    when = "now" if told else "when agentd runs again"
+    text = f"Unlocked: what waits swaps {when}." if was else "Nothing was locked."
     say({"was_locked": was, "agentd": told}, [text], as_json=options.json)
     return 0
 

@@ -34,14 +34,30 @@ def main(config: Config, options: argparse.Namespace) -> int:
     """Run it and print what was found; returns 0 if nothing failed.
 
     Raises:
-        InvalidInputError: An accelerator that nobody knows was asked for.
+        InvalidInputError: An accelerator that nobody knows was asked for, or a folder is not there.
     """
+    _check(options.output, options.package)
     report = run(config, options.accelerator, options.package)
     data = msgspec.json.encode(report)
     if options.output:
         options.output.write_bytes(msgspec.json.format(data, indent=1) + b"\n")
+    passed = report.passed(options.accelerator)
     sys.stdout.write((data.decode() if options.json else table(report)) + "\n")
-    return 0 if report.passed(options.accelerator) else 1
+    if not passed and not report.failed():
+        sys.stderr.write(f"edgefleet-agent: {options.accelerator} was asked for and is absent.\n")
+    return 0 if passed else 1
+
+
+def _check(output: Path | None, package: Path | None) -> None:
+    """Refuse what cannot work before minutes go into it."""
+    for option, folder in (
+        ("--package", package),
+        ("--output", output.absolute().parent if output else None),
+    ):
+        if folder and not folder.is_dir():
+            raise InvalidInputError(
+                f"There is no folder {folder}.", code="missing_folder", hint=f"Check {option}."
+            )
 
 
 def run(config: Config, only: str = "", package: Path | None = None) -> Report:

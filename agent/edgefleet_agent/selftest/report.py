@@ -35,12 +35,16 @@ class Report(msgspec.Struct, frozen=True):
 
     def passed(self, demanded: str = "") -> bool:
         """Return whether nothing failed and the accelerator that was asked for is here."""
-        if any(row.state == "failed" for row in self.rows):
+        if self.failed():
             return False
         return not demanded or any(
             row.part == "accelerator" and row.name == demanded and row.state == "passed"
             for row in self.rows
         )
+
+    def failed(self) -> bool:
+        """Return whether anything failed; what is absent did not."""
+        return any(row.state == "failed" for row in self.rows)
 
 
 def table(report: Report) -> str:
