@@ -14,7 +14,7 @@ NAMES = {
     "inference": "a tiny model and a CNN, beside raw onnxruntime, FastAPI and MLServer; memory",
     "mutants": "4,000 mutants of an ONNX and of a TFLite model, and how each ended",
     "sandbox": "what shutting workers in costs: proving, and the latency of a request",
-    "swap": "swaps to and fro under four clients at full speed: failures, latency, memory",
+    "swap": "swaps to and fro under four clients at full speed, containers and MLServer too",
     "trust": "an assignment verified beside one bare signature, memory, 10,000 signed",
 }
 
@@ -29,7 +29,9 @@ def main() -> int:
     """Run one benchmark; with `--json` its figures are the last line, one object."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("name", nargs="?", choices=sorted(NAMES))
-    parser.add_argument("--quick", action="store_true", help="within 45 s on 2 cores")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--quick", action="store_true", help="within a minute on 2 quiet cores")
+    length.add_argument("--full", action="store_true", help="the default")
     parser.add_argument("--json", action="store_true", help="figures as one JSON object, last")
     given = parser.parse_args()
     if given.name is None:

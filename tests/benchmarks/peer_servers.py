@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 from pathlib import Path
+from typing import NamedTuple
 
 from tests.agent.gateways import wait_for
 
@@ -46,8 +47,33 @@ def start_fastapi(folder: Path, model: Path, stack: contextlib.ExitStack) -> str
     return str(address)
 
 
+class MlServer(NamedTuple):
+    """MLServer as it runs; `home` holds its settings, `port` is on loopback."""
+
+    port: str
+    pid: int
+    home: Path
+
+    def configure(self, model: Path, version: str | None = None) -> None:
+        """Write which file the model `digits` is, for the next load."""
+        parameters = {"uri": str(model)} | ({"version": version} if version else {})
+        own = {
+            "name": "digits",
+            "implementation": "mlserver_model.OnnxModel",
+            "parameters": parameters,
+        }
+        made = self.home / "made"
+        made.write_text(json.dumps(own))
+        made.rename(self.home / "model-settings.json")
+
+
 def start_mlserver(folder: Path, model: Path, stack: contextlib.ExitStack) -> str:
     """Start MLServer without workers; return its port."""
+    return launch_mlserver(folder, model, stack).port
+
+
+def launch_mlserver(folder: Path, model: Path, stack: contextlib.ExitStack) -> MlServer:
+    """Start MLServer without workers; it answers for the model when this returns."""
     where = environment(folder, "mlserver", MLSERVER)
     home = folder / "mlserver-home"
     home.mkdir()
@@ -60,19 +86,15 @@ def start_mlserver(folder: Path, model: Path, stack: contextlib.ExitStack) -> st
         "host": "127.0.0.1", "http_port": ports[0], "grpc_port": ports[1],
         "metrics_port": ports[2], "parallel_workers": 0, "debug": False,
     }  # fmt: skip
-    own = {
-        "name": "digits",
-        "implementation": "mlserver_model.OnnxModel",
-        "parameters": {"uri": str(model)},
-    }
     (home / "settings.json").write_text(json.dumps(settings))
-    (home / "model-settings.json").write_text(json.dumps(own))
+    MlServer("", 0, home).configure(model)
     environ = {**os.environ, **_ENVIRON, "PYTHONPATH": str(home)}
     with (folder / "mlserver.log").open("wb") as log:
         command = [str(where / "mlserver"), "start", str(home)]
-        _keep(subprocess.Popen(command, cwd=home, env=environ, stdout=log, stderr=log), stack)
+        process = subprocess.Popen(command, cwd=home, env=environ, stdout=log, stderr=log)
+    _keep(process, stack)
     wait_for(lambda: _answers(ports[0]), "MLServer's port", 60)
-    return str(ports[0])
+    return MlServer(str(ports[0]), process.pid, home)
 
 
 def _answers(port: int) -> bool:
