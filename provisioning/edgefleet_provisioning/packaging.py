@@ -206,7 +206,10 @@ class _Shop(NamedTuple):
             arrays = read_npz(folder / wanted.golden, "golden file")
             cases = golden.cases_of(arrays, report.inputs, report.outputs)
         elif report.inputs != first.report.inputs:
-            self.say(f"Variant {wanted.id} has no golden vectors: it only proves that it loads.")
+            self.say(
+                f"Variant {wanted.id} has no golden vectors: it only proves that it loads, and a "
+                f"device that another variant fits too refuses the version (ambiguous_variant)."
+            )
             cases = []
         else:
             cases = [golden.Case(case.inputs, {}) for case in cases]

@@ -131,7 +131,7 @@ def fitting_variants(manifest: Manifest, able: Sequence[Variant], hardware: str)
     code = unfit(len(found))
     if not code:
         return found
-    offered = ", ".join(f"{v.id} ({v.accelerator}: {' '.join(v.hardware)})" for v in able)
+    offered = _listed(found or able)
     if not found:
         raise InvalidInputError(
             f"No variant of {manifest.name} {manifest.version} runs on {hardware!r}.",
@@ -145,6 +145,10 @@ def fitting_variants(manifest: Manifest, able: Sequence[Variant], hardware: str)
         code=code,
         hint="Publish a version in which one variant fits, or all that fit have golden vectors.",
     )
+
+
+def _listed(variants: Sequence[Variant]) -> str:
+    return ", ".join(f"{v.id} ({v.accelerator}: {' '.join(v.hardware)})" for v in variants)
 
 
 def unfit(fitting: int) -> str:

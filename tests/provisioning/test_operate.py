@@ -174,9 +174,12 @@ def test_watching_ends_with_the_rollout(operator, api, state, code):
 def test_create_and_watch_gives_the_same_exit_code(operator, api):
     """`create --watch` follows what it made; with --json the end is one document."""
     api.answers["POST", "/v1/rollouts"] = (201, ROLLOUT)
-    api.answers["GET", "/v1/rollouts/r-1"] = (200, {**ROLLOUT, "state": "stopped"})
+    ended = {**ROLLOUT, "state": "stopped", "reason": "1 device failed; none may."}
+    api.answers["GET", "/v1/rollouts/r-1"] = (200, ended)
     found = operator.json("rollout", "create", "digits", "1.0.0", "--watch", code=1)
     assert found["state"] == "stopped"
+    said = operator.run("rollout", "watch", "r-1", code=1).stdout
+    assert said == "Rollout of digits 1.0.0 is stopped: 1 device failed; none may.\n"
 
 
 @pytest.mark.parametrize("verb", ["pause", "resume", "stop", "rollback"])

@@ -298,6 +298,13 @@ def test_choosing_a_variant(manifest, hardware, usable, expected):
     assert refused.value.hint
 
 
+def test_what_cannot_be_chosen_between_is_listed_without_the_rest():
+    """The refusal names the variants that fit, and none that has nothing to do with it."""
+    manifest = offer(("a", "*", "cpu"), ("b", "*", "cpu"), ("c", "nano", "cpu"))
+    with pytest.raises(InvalidInputError, match=r"fit 'x' \(a \(cpu: \*\), b \(cpu: \*\)\),"):
+        fitting_variants(manifest, manifest.variants, "x")
+
+
 @given(st.permutations([("a", "*", "cpu"), ("b", "rpi5", "cpu"), ("c", "rpi5", "gpu")]))
 def test_the_order_of_variants_decides_nothing(order):
     """Whatever the order in the manifest, the same variant is chosen."""

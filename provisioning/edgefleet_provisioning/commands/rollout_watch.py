@@ -60,7 +60,7 @@ def follow(session: Session, rollout: str) -> int:
             elif not session.output.as_json:
                 session.output.note(_line(last))
     good = last["state"] == GOOD
-    reason = f": {last['reason']}" if last.get("reason") else ""
+    reason = f": {last['reason'].removesuffix('.')}" if last.get("reason") else ""
     what = f"Rollout of {last['model']} {last['version']} is {last['state']}{reason}"
     session.output.result(last, f"{what}.")
     return 0 if good else 1
