@@ -26,6 +26,7 @@ EXTENSIONS = [
     "binary_tensor_data", "model_repository(index)", "statistics", "edgefleet_deadline",
     "edgefleet_processing",
 ]  # fmt: skip
+_KNOWN_BYTES = 512
 _DEADLINE = re.compile(rb"\s*:\s*([0-9]{1,9})\s*[,}]")
 
 
@@ -48,9 +49,12 @@ FIXED = {
 POSTED = {"infer", "index"}
 
 
-@lru_cache(maxsize=1024)
 def parse_target(target: bytes) -> Target:
     """Take a request target apart; the query is ignored, kind '' is an unknown path."""
+    return _known(target) if len(target) <= _KNOWN_BYTES else _take_apart(target)
+
+
+def _take_apart(target: bytes) -> Target:
     path = unquote_to_bytes(target.partition(b"?")[0]).decode("utf-8", "replace").strip("/")
     if path in FIXED:
         return FIXED[path]
@@ -62,6 +66,9 @@ def parse_target(target: bytes) -> Target:
         version, rest = rest[1], rest[2:]
     kinds = {(): "model", ("ready",): "model_ready", ("infer",): "infer", ("stats",): "stats"}
     return Target(kinds.get(tuple(rest), ""), model, version)
+
+
+_known = lru_cache(maxsize=1024)(_take_apart)
 
 
 def deadline_parameter(body: bytes, json_length: int) -> int:
@@ -131,7 +138,8 @@ class Endpoints:
         allowed = {b"POST"} if target.kind == "infer" else {b"GET"}
         if target.kind == "index":
             allowed.add(b"POST")
-        if request.method not in allowed:
+        method = b"GET" if request.method == b"HEAD" else request.method
+        if method not in allowed:
             allow = b"Allow: " + b", ".join(sorted(allowed)) + b"\r\n"
             return error(405, "This path takes another method.", "method_not_allowed", allow)
         if target.kind == "server":

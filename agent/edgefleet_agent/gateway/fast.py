@@ -28,6 +28,8 @@ FDS_MAX = 8
 """Descriptors that may have come and wait for their SLOT; the kernel drops what is more."""
 RETRY_AFTER_MS = 1000
 _PLANS_MAX = 64
+_PLAN_BYTES = 16 * 1024
+"""Heads that are kept of one client; taken apart they are ten times as large."""
 _RETURNS_MAX = 3
 """A connection that a worker has given back so often stays here."""
 _BACK = {frames.BLOCKED: 1, frames.SLOW: 1, frames.LARGE: _RETURNS_MAX}
@@ -64,6 +66,7 @@ class Connection:
         self._limits = fast.Limits(fast.SLOTS_MAX, fast.OPEN_MAX, slot_bytes, intake.max_body)
         self._fds: deque[int] = deque()
         self._plans: dict[bytes, Plan] = {}
+        self._plan_bytes = 0
         self._open = 0  # requests that are with the router
         self._held = 0  # bytes of the frame that has begun to come
         self._welcomed = False
@@ -117,6 +120,7 @@ class Connection:
                 if frame is None:
                     break
                 number = frame[0][2]
+                self._stop_clock()  # what comes next has time of its own
                 self._take(frame)
         except EdgeFleetError as error:  # what comes after cannot be told apart any more
             self._refuse(number, error)
@@ -154,11 +158,15 @@ class Connection:
                 self._loop.remove_reader(self._sock)
         begun = reading and bool(self._inbox.awaited or self._fds)
         if begun != (self._patience is not None):
-            if self._patience is not None:
-                self._patience.cancel()
-                self._patience = None
+            if not begun:
+                self._stop_clock()
             else:
                 self._patience = self._loop.call_later(self._intake.patience_s, self.close)
+
+    def _stop_clock(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
 
     # ------------------------------------------------------------------- frames
 
@@ -214,18 +222,26 @@ class Connection:
         if plan is None:
             head = fast.decode_head(data)
             plan = head, self._slots.find(head)
-            if len(self._plans) >= _PLANS_MAX:
-                self._plans.clear()
-            self._plans[data] = plan
+            self._keep(data, plan)
         if plan[0].inline != inline:
             raise InvalidInputError(
                 f"{inline} bytes came inline; the head says {plan[0].inline}.", code="bad_frame"
             )
         return plan
 
+    def _keep(self, data: bytes, plan: Plan) -> None:
+        if len(data) > _PLAN_BYTES:
+            return
+        self._plan_bytes += len(data)
+        if len(self._plans) >= _PLANS_MAX or self._plan_bytes > _PLAN_BYTES:
+            self._plans.clear()
+            self._plan_bytes = len(data)
+        self._plans[data] = plan
+
     def _offer(self, kind: int, number: int, head: bytes) -> None:
         fd = self._fds.popleft() if kind == fast.SLOT and self._fds else -1
         self._plans.clear()
+        self._plan_bytes = 0
         try:
             slot, access, size = fast.read_offer(head)
             if kind == fast.DROP:
@@ -251,6 +267,8 @@ class Connection:
         """A request of so many bytes has been answered."""
         self._open -= 1
         self._intake.held -= length
+        if not self._open and self.fileno() < 0:
+            self._pool.give(self.client)
         self._streak = self._streak + 1 if status == 200 else 0
         if self._streak >= self._endpoints.lend_after > 0 and self._returns < _RETURNS_MAX:
             self._loop.call_soon(self._offer_self)
@@ -361,8 +379,7 @@ class Connection:
         if self._sock.fileno() < 0:
             return
         self._closing = True
-        if self._patience is not None:
-            self._patience.cancel()
+        self._stop_clock()
         self._loop.remove_reader(self._sock)
         self._loop.remove_writer(self._sock)
         self._sock.close()
@@ -372,5 +389,6 @@ class Connection:
         while self._fds:
             os.close(self._fds.popleft())
         self._slots.close()
-        self._pool.give(self.client)
+        if not self._open:  # else a worker may yet read a request that bears it
+            self._pool.give(self.client)
         self._endpoints.connections.discard(self)

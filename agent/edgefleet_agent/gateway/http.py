@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, cast
 import httptools
 
 from edgefleet_agent.gateway.fast import Connection as FastConnection
-from edgefleet_agent.gateway.intake import MAX_CONNECTIONS, Intake
+from edgefleet_agent.gateway.intake import MAX_CONNECTIONS, MAX_WAITING, Intake
 from edgefleet_agent.gateway.messages import HEAD_MAX_BYTES, Request, error, inference, status_line
 from edgefleet_agent.ipc import fast, frames, loans
 
@@ -43,6 +43,7 @@ class Connection(asyncio.Protocol):
         self._busy = False  # a request is with the endpoints
         self._pumping = False
         self._keep_alive = True  # of the request that is answered next
+        self._bodiless = False  # it is HEAD
         self._refusing = False  # nothing more is read from this client
         self._ended = False  # the client has sent its last byte
         self._blocked = False  # the client does not read its answers
@@ -139,6 +140,9 @@ class Connection(asyncio.Protocol):
         """Start a request."""
         self._request = Request()
         self._unfinished = True
+        if self._patience is not None:  # it ran for the request before
+            self._patience.cancel()
+            self._patience = None
 
     def on_url(self, url: bytes) -> None:
         """Take the target, which may come in parts."""
@@ -157,6 +161,8 @@ class Connection(asyncio.Protocol):
         self._head_bytes = 0
         if refusal := request.refusal(self._intake.max_body):
             self._refuse(*refusal)
+        elif self._parser.should_upgrade():  # now: the parser calls it complete next
+            self._refuse(400, "Upgrades are not supported.", "bad_request")
         elif request.expects_continue and self._transport is not None and not self._busy:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
@@ -178,10 +184,14 @@ class Connection(asyncio.Protocol):
         self._request.body = parts[0] if len(parts) == 1 else b"".join(parts)
         self._request.begun_ns, self._begun_ns = self._begun_ns, 0
         self._queue.append(self._request)
+        self._intake.waiting += 1
         self._request = Request()
         self._parts = []
         self._partial = 0
         self._unfinished = False
+        if self._intake.waiting > MAX_WAITING and len(self._queue) > 1:
+            self._drop()
+            self._refuse(503, "Too many requests are open; try again later.", "busy")
 
     # ------------------------------------------------------------------- answers
 
@@ -195,6 +205,7 @@ class Connection(asyncio.Protocol):
         refused.keep_alive = False
         refused.refused = (status, text, code)
         self._queue.append(refused)
+        self._intake.waiting += 1
         self._request.headers_done = True
 
     def _drop_partial(self) -> None:
@@ -208,6 +219,7 @@ class Connection(asyncio.Protocol):
         """Forget everything that is not with the endpoints."""
         self._drop_partial()
         self._intake.held -= sum(len(request.body) for request in self._queue)
+        self._intake.waiting -= len(self._queue)
         self._queue.clear()
         self._be_patient()
 
@@ -235,9 +247,11 @@ class Connection(asyncio.Protocol):
         self._pumping = True
         while self._queue and not self._busy and not self._blocked:
             request = self._queue.popleft()
+            self._intake.waiting -= 1
             self._busy = True
             self._keep_alive = request.keep_alive
             self._answering = len(request.body)
+            self._bodiless = request.method == b"HEAD"
             self._note(request)
             if request.refused:
                 status, text, code = request.refused
@@ -321,6 +335,8 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         if transport is None:
             return
+        if self._bodiless:
+            data = data[: data.index(b"\r\n\r\n") + 4]
         if not self._keep_alive:
             data = data.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
         transport.write(data)

@@ -6,6 +6,8 @@ from edgefleet_agent.gateway.fast_slots import Pool
 
 MAX_CONNECTIONS = 1024
 """Far below the descriptors of a process: agentd and workers must always get theirs."""
+MAX_WAITING = 16 * 1024
+"""Requests that have come behind others on their connections; each takes up to a kilobyte."""
 _BODIES = 4
 
 
@@ -18,14 +20,16 @@ class Intake:
 
     Attributes:
         held: Bytes of bodies that have come and are not answered yet.
+        waiting: Requests that have come and are not begun.
         slots: What clients of the fast path share.
     """
 
-    __slots__ = ("held", "max_body", "max_held", "patience_s", "slots")
+    __slots__ = ("held", "max_body", "max_held", "patience_s", "slots", "waiting")
 
     def __init__(self, max_body_bytes: int, patience_s: float) -> None:
         self.max_body = max_body_bytes
         self.max_held = _BODIES * max_body_bytes
         self.patience_s = patience_s
         self.held = 0
+        self.waiting = 0
         self.slots = Pool()

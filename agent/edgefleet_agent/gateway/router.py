@@ -18,6 +18,8 @@ from edgefleet_agent.ipc.frames import NO_JSON
 
 _SWEEP_MIN_S = 0.01
 RETRY_AFTER_S = 1
+TIMEOUT_MAX_NS = 10**15
+"""Eleven days: what any door may ask for beyond that means the same."""
 
 
 class Route:
@@ -103,7 +105,7 @@ class Router:
         if not route.open:
             route.mark_ns = now
         route.open += 1
-        deadline = now + (timeout_ns or self._timeout_ns)
+        deadline = now + (min(timeout_ns, TIMEOUT_MAX_NS) or self._timeout_ns)
         pending = Pending(asker, route, body, json_length, now, deadline, pinned, shared)
         pending.alone = begun_ns > 0
         self._open[pending] = None

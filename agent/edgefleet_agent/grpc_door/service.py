@@ -25,6 +25,9 @@ _CODES: Final = {
 _FULL: Final = frozenset({"queue_full", "busy"})
 """Codes of 503 that mean: too much at once, try again later."""
 
+_LONGEST_MS: Final = 10**9 - 1
+"""The longest timeout that the gateway's header can say."""
+
 Handler = Callable[[Any, Any], Awaitable[Any]]
 
 
@@ -126,7 +129,9 @@ def _deadline(parameters: dict[str, Any], remaining_s: float | None) -> list[tup
     if remaining_s is not None:
         given.append(remaining_s * 1000)
     numbers = [value for value in given if isinstance(value, int | float) and value > 0]
-    return [("Inference-Timeout-Ms", max(1, int(min(numbers))))] if numbers else []
+    if not numbers:
+        return []
+    return [("Inference-Timeout-Ms", max(1, int(min(*numbers, _LONGEST_MS))))]
 
 
 def _parse(document: Any, name: str) -> Any:

@@ -25,6 +25,7 @@ IN_PLACE: Final = frozenset({"FP16", "FP32", "FP64", "UINT8", "INT8"})
 """Datatypes that are read where they lie."""
 _PLANS_MAX = 64
 _HEADS_MAX = 16
+_PLAN_BYTES = 16 * 1024  # of heads that are kept of one client
 
 Placed = tuple[tuple[int, ...], int, bool]
 """An output's shape, its bytes, and whether it lies in its area."""
@@ -117,8 +118,10 @@ class FastCodec:
         """Make a plan and keep it, unless a slot has gone meanwhile."""
         changes = self._sharing.changes
         plan = self._plan(head, client)
+        if len(head) > _PLAN_BYTES:
+            return plan
         plans = self._plans.setdefault(client, {})
-        if len(plans) >= _PLANS_MAX:
+        if len(plans) >= _PLANS_MAX or sum(map(len, plans)) + len(head) > _PLAN_BYTES:
             plans.clear()
         plans[head] = plan
         if self._sharing.changes != changes:

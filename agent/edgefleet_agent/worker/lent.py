@@ -26,6 +26,9 @@ _ONE, _NOW = ctypes.c_uint(1), ctypes.c_int(socket.MSG_DONTWAIT)
 _QUIETLY = ctypes.c_int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 _BLANK_LINE: Final = b"\r\n\r\n"
 
+TURN_NS: Final = 2_000_000
+"""After so long it is another's turn: the gateway's, or the next connection's."""
+
 
 class Desk:
     """What all lent connections of a worker share.
@@ -95,6 +98,8 @@ class Lent:
         self._counts = self._slot.counts
         self._which = 0
         self._left = b""  # received and not answered, of the current buffer
+        self._at, self._total = 0, 0  # what of that buffer waits for this connection's next turn
+        self._arrived_ns = 0  # when that was received
         area = ctypes.addressof(ctypes.c_char.from_buffer(desk.area.map)) + self._slot.begin
         self._vectors: list[loans.Vector] = []
         self._calls: list[tuple[object, ...]] = []
@@ -120,26 +125,41 @@ class Lent:
         """Close this process's copy of the connection."""
         os.close(self.fd)
 
-    def readable(self) -> None:
-        """Receive what has come and answer what is whole."""
+    def readable(self) -> bool:
+        """Receive what has come and answer what is whole, for one turn.
+
+        Returns:
+            Whether something is left to be answered at the next turn; then nothing is received.
+        """
         if self._desk.words[loans.RECALLED]:
             self._desk.give_back(self.number, frames.RECALLED, 0, b"")
-            return
-        total = self._receive()
-        if total < 0:
-            return
-        begun, start = time.monotonic_ns(), 0
+            return False
+        turn, start, total = time.monotonic_ns(), self._at, self._total
+        if start == total:
+            start, total = 0, self._receive()
+            self._arrived_ns = time.monotonic_ns()
         while start < total:
-            end = self._serve(start, total, begun)
+            end = self._serve(start, total, self._arrived_ns)
             if end < 0:
-                return
+                return False
             if not end:
-                self._left = bytes(self._slot.inputs[self._which][start:total])
-                if not self._words[loans.SINCE]:
-                    self._words[loans.SINCE] = begun
-                return
+                self._wait_for_more(start, total)
+                return False
             start = end
-        self._left = b""
+            if start < total and time.monotonic_ns() - turn > TURN_NS:
+                self._at, self._total = start, total
+                return True
+        self._at = self._total = 0
+        if total > 0:
+            self._left = b""
+        return False
+
+    def _wait_for_more(self, start: int, total: int) -> None:
+        """Keep the beginning of a request."""
+        self._left = bytes(self._slot.inputs[self._which][start:total])
+        self._at = self._total = 0
+        if not self._words[loans.SINCE]:
+            self._words[loans.SINCE] = self._arrived_ns
 
     def _receive(self) -> int:
         """Receive into the other buffer, behind what is left over; return how much is there.
@@ -193,7 +213,7 @@ class Lent:
         if desk.find(DEADLINE_KEY, at + start + head, at + end) >= 0:
             return self._away(frames.ODD)
         words = self._words
-        words[loans.STARTED] = arrived_ns
+        words[loans.STARTED] = time.monotonic_ns()
         answer = desk.answerer.answer(data[start + head : end], json_length)
         text = response(answer)
         if len(text) > loans.BUFFER:

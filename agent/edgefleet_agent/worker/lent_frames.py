@@ -6,6 +6,7 @@ gateway's. A descriptor cannot come here: clients offer one after HOLD alone, wh
 
 from __future__ import annotations
 
+from time import monotonic_ns
 from typing import Final
 
 import msgspec
@@ -76,7 +77,7 @@ class LentFrames(Lent):
             return self._away(frames.RECALLED)
         if not self._mine(bytes(data[begin : begin + head])):
             return self._away(frames.ODD)
-        self._words[loans.STARTED] = arrived_ns
+        self._words[loans.STARTED] = monotonic_ns()
         answer = desk.answerer.answer(data[begin:end], head, self._client)
         frame = _framed(number, answer)
         if len(frame) > loans.BUFFER:

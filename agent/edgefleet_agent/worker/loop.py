@@ -58,6 +58,7 @@ class Loop:
         self._sending = threading.Lock()
         self._descriptors: deque[int] = deque()  # came with frames that are not read yet
         self._lent: dict[int, Lent] = {}  # by descriptor
+        self._behind: set[int] = set()  # of those, which have something left to answer
         self._epoll = select.epoll()
         self._epoll.register(sock, select.EPOLLIN)
         self._desk: Desk | None = None
@@ -70,10 +71,11 @@ class Loop:
         link = self._sock.fileno()
         while self._receive():
             while self._lent:
-                events = self._epoll.poll()
+                ready = [fd for fd, _ in self._epoll.poll(0 if self._behind else None)]
                 assert self._desk is not None
                 self._desk.round_ns = time.monotonic_ns()
-                if not all(self._on_event(fd, link) for fd, _ in events):
+                turns = [*ready, *self._behind.difference(ready)]
+                if not all(self._on_event(fd, link) for fd in turns):
                     return
 
     def _on_event(self, fd: int, link: int) -> bool:
@@ -82,7 +84,10 @@ class Loop:
             return self._receive()
         lent = self._lent.get(fd)
         if lent is not None:
-            lent.readable()
+            if lent.readable():
+                self._behind.add(fd)
+            else:
+                self._behind.discard(fd)
             if self._pace.long:
                 self._recall(frames.ALL, frames.SLOW)
         return True
@@ -136,6 +141,7 @@ class Loop:
     def _give_back(self, number: int, reason: int, end: int, answer: bytes) -> None:
         (lent,) = [one for one in self._lent.values() if one.number == number]
         del self._lent[lent.fd]
+        self._behind.discard(lent.fd)
         self._epoll.unregister(lent.fd)
         lent.close()
         head = frames.head(frames.RETURN, reason, number, end, 0, len(answer))
