@@ -25,6 +25,8 @@ CRASHES = 3
 CRASH_WINDOW_S = 60.0
 
 _NUMBERS = 1 << 32
+_DEAD_S = 0.5
+"""After so long nothing more comes from a worker that has ended."""
 
 
 class Backend:
@@ -80,6 +82,10 @@ class Backend:
         """Take over a worker that has reported ready."""
         link, self._child = started.link, started.child
         assert link is not None
+        assert started.child is not None
+        loop = asyncio.get_running_loop()
+        # Somebody may have been given its socket, which would then not end with it.
+        started.child.ended.add_done_callback(lambda _: loop.call_later(_DEAD_S, link.close))
         self._link = link
         self._reach = Reach(started.descriptors) if started.descriptors else None
         self.counters.memory_kb = started.report.memory_kb
@@ -119,9 +125,11 @@ class Backend:
         if pending is None:
             return
         self.progress_ns = time.monotonic_ns()
-        if status not in frames.STATUSES or (status == 200 and not _has_json(json_length, body)):
+        fits = status != 200 or _fits(pending, json_length, body)
+        if status not in frames.STATUSES or not fits:
             self.kill()  # no worker of ours says so: a model speaks for it
             status, json_length, body = 500, frames.NO_JSON, memoryview(_NONSENSE)
+        spent = min(spent, self.progress_ns - pending.arrived)  # a worker may say anything
         nonfinite = kind == frames.ANSWER_NONFINITE
         self.pace.ran(spent)
         self._on_answer(pending, status, bytes(body), json_length, spent, nonfinite)
@@ -248,5 +256,7 @@ _NOT_NOW = b'{"error":"The worker has too much shared memory; try again later.",
 _NONSENSE = b'{"error":"The worker answered with nonsense.","code":"inference_failed"}'
 
 
-def _has_json(json_length: int, body: memoryview) -> bool:
-    return json_length == frames.NO_JSON or json_length <= len(body)
+def _fits(pending: Pending, json_length: int, body: memoryview) -> bool:
+    if json_length == frames.NO_JSON:
+        return pending.shared is None  # frames have a head
+    return json_length <= len(body)

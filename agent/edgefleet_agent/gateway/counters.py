@@ -9,6 +9,9 @@ from edgefleet_agent.ipc import loans
 from edgefleet_agent.ipc.control import DigestStats, ModelSpec
 from edgefleet_shared.histogram import Counts, bucket
 
+_MOST = 2**62
+"""What every reader can hold; a worker that counts itself may count anything."""
+
 
 class Counters:
     """Cumulative; see `control.DigestStats` for what each field means."""
@@ -81,11 +84,18 @@ class Counters:
         spec = self.spec
         return DigestStats(
             model=spec.model, version=spec.version, digest=spec.digest, role=role,
-            requests=self.requests, client_errors=self.client_errors,
-            server_errors=self.server_errors, rejected=self.rejected, nonfinite=self.nonfinite,
+            requests=min(self.requests, _MOST), client_errors=min(self.client_errors, _MOST),
+            server_errors=min(self.server_errors, _MOST), rejected=self.rejected,
+            nonfinite=min(self.nonfinite, _MOST),
             replayed=self.replayed, crashes=self.crashes, in_flight=in_flight,
-            memory_kb=self.memory_kb, latency=dict(self.latency), compute=dict(self.compute),
+            memory_kb=self.memory_kb,
+            latency=_bounded(self.latency), compute=_bounded(self.compute),
             max_gap_us=max_gap_us, accelerated_pct=self.accelerated_pct,
-            latency_ns=self.latency_ns, compute_ns=self.compute_ns, failed_ns=self.failed_ns,
+            latency_ns=min(self.latency_ns, _MOST), compute_ns=min(self.compute_ns, _MOST),
+            failed_ns=min(self.failed_ns, _MOST),
             last_ms=self.last_ns // 1_000_000,
         )  # fmt: skip
+
+
+def _bounded(counts: Counts) -> Counts:
+    return {index: min(count, _MOST) for index, count in counts.items()}

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from edgefleet_agent.gateway.fast import Connection
 
 _problem = msgspec.json.Decoder(dict[str, str]).decode
+_NONSENSE = {"code": "inference_failed", "error": "The worker answered with nonsense."}
 
 
 class Call:
@@ -36,6 +37,14 @@ class Call:
             inline = len(body) - json_length
             connection.send(fast.prefix(fast.ANSWER, self._number, json_length, inline), body)
             return
-        found = _problem(body)
+        found = _read_problem(body)
         refusal = fast.Refusal(status, found["code"], found["error"], retry_after_s * 1000)
         connection.refuse(self._number, refusal)
+
+
+def _read_problem(body: bytes) -> dict[str, str]:
+    """Return code and text of an error, which a worker may have written."""
+    try:
+        return {**_NONSENSE, **_problem(body)}
+    except msgspec.DecodeError:
+        return _NONSENSE

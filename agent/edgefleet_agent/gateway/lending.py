@@ -65,6 +65,7 @@ class Loans:
         self._free = list(range(loans.SLOTS))
         self._lent: dict[int, _Loan] = {}
         self._seen: dict[int, tuple[tuple[int, ...], int]] = {}
+        self._recalled_ns = 0  # since when all of them are asked for
 
     def __len__(self) -> int:
         """Return how many connections the worker has."""
@@ -93,12 +94,14 @@ class Loans:
     def recall(self) -> None:
         """Ask for all of them; the worker begins no further request."""
         self._area.words[loans.RECALLED] = 1
+        self._recalled_ns = self._recalled_ns or time.monotonic_ns()
         if self._lent:
             self._link.send(frames.head(frames.RECALL, 0, frames.ALL, 0, 0, 0), b"")
 
     def reopen(self) -> None:
         """Lend again."""
         self._area.words[loans.RECALLED] = 0
+        self._recalled_ns = 0
 
     def returned(self, frame: frames.Frame) -> None:
         """Take one back that the worker gives back."""
@@ -135,8 +138,6 @@ class Loans:
                 continue
             if left.begun_ns:
                 again += 1
-                begun = min(left.begun_ns, time.monotonic_ns())
-                left = left._replace(begun_ns=begun)
             loan.borrower.resume(left, 0)
         return again
 
@@ -154,10 +155,13 @@ class Loans:
     def hung(self, patience_ns: int) -> bool:
         """Tell whether the worker has left a connection alone for too long; asks slow clients back.
 
-        A request that runs for longer than `patience_ns`, or bytes that wait for several sweeps
-        while the worker does not touch the connection's slot.
+        A request that runs for longer than `patience_ns`, a connection that has not come back so
+        long after all were recalled, or bytes that wait for several sweeps while the worker does
+        not touch the connection's slot.
         """
         now = time.monotonic_ns()
+        if self._recalled_ns and self._lent and now - self._recalled_ns > patience_ns:
+            return True
         for number, loan in list(self._lent.items()):
             words = loan.slot.words
             if words[loans.STARTED] and now - words[loans.STARTED] > patience_ns:

@@ -18,6 +18,7 @@ import fcntl
 import mmap
 import os
 import struct
+import time
 from typing import Final, NamedTuple
 
 from edgefleet_shared.errors import InvalidInputError
@@ -138,7 +139,7 @@ class Slot:
         """
         words, which = self.words, self.words[WHICH] & 1
         got = words[BASE + which] + self.count(which)
-        start, begun = words[START + which], words[STARTED]
+        start, begun = words[START + which], min(words[STARTED], time.monotonic_ns())
         sending, unsent = words[SENDING], b""
         if sending:
             start, length, sent = sending, words[OUT_BYTES], self.count(2)
