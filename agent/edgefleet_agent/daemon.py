@@ -66,7 +66,8 @@ class Daemon:
     def __init__(self, parts: Parts, link: Callable[[Daemon], GatewayLink]) -> None:
         self._parts = parts
         self._queue: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._dirty = threading.Event()
+        self._dirty, self._woken = threading.Event(), threading.Event()
+        parts.emitter.told = self._wake
         self._over = False
         self._end_gateway = True
         self._connected = self._distrusted = False
@@ -217,6 +218,7 @@ class Daemon:
     def _timers(self) -> float:
         """Do what time asks for; return how long the queue may be waited for."""
         now = time.monotonic()
+        self._woken.clear()
         self._parts.notifier.alive()
         self._receiver.look()
         self._locked.look()
@@ -237,8 +239,12 @@ class Daemon:
 
     def _changed(self) -> None:
         """Wake the main thread once, however many changes come."""
-        if not self._dirty.is_set():
-            self._dirty.set()
+        self._dirty.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        if not self._woken.is_set():
+            self._woken.set()
             self._queue.put(_nothing)
 
     def _slot_changed(self) -> None:

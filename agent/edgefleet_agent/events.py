@@ -24,10 +24,14 @@ class Emitter:
     Args:
         outbox: Where events wait for the fleet manager.
         stamp: Gives the device's time as RFC 3339 text.
+
+    Attributes:
+        told: Called after each event, from any thread: it may be sent at once.
     """
 
     def __init__(self, outbox: Outbox, stamp: Callable[[], str]) -> None:
         self._outbox, self._stamp = outbox, stamp
+        self.told: Callable[[], None] = lambda: None
 
     def tell(
         self,
@@ -59,6 +63,7 @@ class Emitter:
             self._outbox.add("events", event)
         except EdgeFleetError as error:
             logger.log(_LEVELS["error"], "%-8s: %s", Step.REPORT.value, error)
+        self.told()
 
     def error(self, step: Step, error: EdgeFleetError, **where: str) -> None:
         """Tell of an error by its code and message."""

@@ -91,7 +91,10 @@ def test_36_an_archive_as_a_trust_bundle_is_refused(world, name):
 
 
 def test_36_the_device_has_nothing_that_opens_archives_or_runs_data():
-    """No module of the agent, or of what it shares, imports an archive format or a pickle."""
+    """No module of the agent, or of what it shares, imports an archive format or a pickle.
+
+    `collect` alone has tarfile: it writes an archive for people, and has no name that reads one.
+    """
     forbidden = {"tarfile", "zipfile", "gzip", "bz2", "lzma", "pickle", "marshal", "shelve", "yaml"}
     found = []
     for path in tree.files(".py"):
@@ -103,7 +106,9 @@ def test_36_the_device_has_nothing_that_opens_archives_or_runs_data():
             found += [(path, name) for name in names if name.split(".")[0] in forbidden]
             if isinstance(node, ast.Attribute) and node.attr in {"unpack_archive", "extractall"}:
                 found.append((path, node.attr))
-    assert found == []
+    collect = Path("agent/edgefleet_agent/inspection/collect.py")
+    assert found == [(collect, "tarfile")]
+    assert 'tarfile.open(fileobj=buffer, mode="w:gz")' in (tree.ROOT / collect).read_text()
 
 
 @pytest.fixture(scope="module")

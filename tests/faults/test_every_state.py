@@ -5,6 +5,8 @@ Which states there are is read from the transition table, so that a new one cann
 
 from __future__ import annotations
 
+import time
+
 import msgspec
 import pytest
 
@@ -75,8 +77,12 @@ def misbehaving(course):
     """A version that is rolled back for its answers."""
     new = msgspec.structs.replace(course.next(), policy=WATCHED)
     course.device.assign(new)
-    until(lambda: course.device.gateway.routed("digits") == new.manifest, "the flip")
-    course.device.gateway.answer("digits", 20, nonfinite=20)
+    device = course.device
+    until(lambda: device.gateway.routed("digits") == new.manifest, "the flip")
+    going = {S.SWAPPING, S.PROBATION}
+    while device.process.poll() is None and device.record().deployment.state in going:
+        device.gateway.answer("digits", 20, nonfinite=20)  # until probation has counted them
+        time.sleep(0.05)
     return new, course.old
 
 
@@ -167,7 +173,7 @@ def test_killed_at_a_state_it_serves_and_comes_to_its_end(course, state, side):
     course.restarted(KILL_AT=f"{state.value}:{side}")
     with Witness(device) as witness:
         new, final = COURSES[state](course)
-        until(lambda: device.process.poll() is not None, f"its death; {device.record()}")
+        until(lambda: device.process.poll() is not None, f"its death; {device.tail()}")
         assert device.process.returncode == -9
         device.start()
         last = new if final is course.old else final

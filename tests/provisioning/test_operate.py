@@ -6,6 +6,7 @@ import contextlib
 import json
 import stat
 import threading
+import time
 from importlib.metadata import version
 
 import pytest
@@ -160,9 +161,12 @@ def test_watching_ends_with_the_rollout(operator, api, state, code):
     api.answers["GET", "/v1/rollouts/r-1"] = (200, ROLLOUT)
 
     def finish():
+        while not any(path == "/v1/rollouts/r-1" for _, path, _ in api.asked):
+            time.sleep(0.01)
+        time.sleep(0.2)  # it is being answered
         api.answers["GET", "/v1/rollouts/r-1"] = (200, {**ROLLOUT, "state": state})
 
-    later = threading.Timer(0.5, finish)
+    later = threading.Thread(target=finish)
     later.start()
     result = operator.run("rollout", "watch", "r-1", code=code)
     later.join()

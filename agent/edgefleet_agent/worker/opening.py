@@ -6,6 +6,7 @@ import contextlib
 import mmap
 import time
 from collections.abc import Sequence
+from importlib import import_module
 from typing import NamedTuple
 
 import msgspec
@@ -48,6 +49,8 @@ def import_code(order: Order) -> None:
     if order.spec.processing is not None and order.spec.processing.pre:
         with contextlib.suppress(IncompatibleError):
             images.load()
+    if order.prepare_bytes:
+        import_module("numpy.random")  # numpy itself leaves it for later; it takes some MB
     for make, name in (
         (compose.runtime, order.spec.runtime),
         (compose.accelerator, order.spec.accelerator),

@@ -151,13 +151,17 @@ def limit(order: Order) -> None:
     _lower(resource.RLIMIT_FSIZE, order.prepare_bytes or limits.disk_mb * 2**20)
     if order.prove:
         loads = _LOADS_TO_PREPARE if order.prepare_bytes else 1
-        _lower(resource.RLIMIT_CPU, max(1, limits.load_s) * max(1, order.threads) * loads)
+        # The kernel says SIGXCPU at the soft limit; SIGKILL at the hard one says nothing.
+        _lower(resource.RLIMIT_CPU, max(1, limits.load_s) * max(1, order.threads) * loads, 2)
 
 
-def _lower(which: int, wanted: int) -> None:
+def _lower(which: int, wanted: int, above: int = 0) -> None:
+    """Set a soft limit, and a hard one so much above it, neither over what there was."""
     _, hard = resource.getrlimit(which)
-    value = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    resource.setrlimit(which, (value, value))
+    soft, top = wanted, wanted + above
+    if hard != resource.RLIM_INFINITY:
+        soft, top = min(soft, hard), min(top, hard)
+    resource.setrlimit(which, (soft, top))
 
 
 def lower_this_thread() -> None:

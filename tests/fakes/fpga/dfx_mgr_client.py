@@ -12,7 +12,11 @@ import json
 import sys
 from pathlib import Path
 
-STATE, FIRMWARE, FACE = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+STATE, FIRMWARE, FACE = (
+    (Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+    if __name__ == "__main__"
+    else (Path(), Path(), "")
+)
 SLOTS = 2
 HELP = {
     "modern": "-listPackage [-all] [-filter]\n-load <ID>\n-loadByName <name>\n-unload <ID>\n"
