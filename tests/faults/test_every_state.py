@@ -10,6 +10,7 @@ import time
 import msgspec
 import pytest
 
+from edgefleet_shared.identifiers import new_id
 from edgefleet_shared.messages import Policy
 from edgefleet_shared.states import DEPLOYMENT, DONE, DeploymentState
 from tests.agent.world import World, until
@@ -51,19 +52,22 @@ class Course:
 
 
 @pytest.fixture(scope="module")
-def course():
+def shared():
     """One course for all; each case leaves a device that serves and has settled."""
     course = Course()
     yield course
     course.close()
 
 
-@pytest.fixture(autouse=True)
-def clean(course):
-    """Take back what a case has done to gateway and blob server."""
-    yield
+@pytest.fixture
+def course(shared, state):
+    """The course of a case; one of its own where the way back is broken for good."""
+    course = Course() if state is S.ROLLBACK_FAILED else shared
+    yield course
     course.device.gateway.refuse.clear()
     course.world.server.hold_at = None
+    if course is not shared:
+        course.close()
 
 
 def good(course):
@@ -123,7 +127,7 @@ def for_other_hardware(course):
 
 def again(course):
     """The version that serves, by a new deployment."""
-    new = msgspec.structs.replace(course.old, deployment=f"again-{course.old.version}")
+    new = msgspec.structs.replace(course.old, deployment=new_id())
     course.device.assign(new)
     return new, course.old
 
