@@ -218,7 +218,6 @@ class Daemon:
     def _timers(self) -> float:
         """Do what time asks for; return how long the queue may be waited for."""
         now = time.monotonic()
-        self._woken.clear()
         self._parts.notifier.alive()
         self._receiver.look()
         self._locked.look()
@@ -245,7 +244,7 @@ class Daemon:
     def _wake(self) -> None:
         if not self._woken.is_set():
             self._woken.set()
-            self._queue.put(_nothing)
+            self._queue.put(self._woken.clear)  # one at a time: a flood must not grow by it
 
     def _slot_changed(self) -> None:
         self._changed()
@@ -389,7 +388,3 @@ class Daemon:
         parts.transport.stop()
         parts.status.remove()
         parts.tools.outbox.close()
-
-
-def _nothing() -> None:
-    """Only wakes the main thread."""

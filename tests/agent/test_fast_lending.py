@@ -50,7 +50,7 @@ def test_a_connection_that_asks_again_and_again_is_lent_and_counted(gateway, tmp
         assert number == raw.number
         assert output.shape == (1, 2)
         assert np.frombuffer(body[-8:], np.float32).tolist() == [8.0, 8.0]
-    assert stat(gateway).requests == asked[0]
+    wait_for(lambda: stat(gateway).requests == asked[0], "its count, which follows the answer")
     number = raw.send(fast.INFER, head(X, model="other"), ONE.tobytes())
     assert raw.refusal(number).code == "other_model"
     raw.close()
