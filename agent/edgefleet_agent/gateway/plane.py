@@ -7,9 +7,9 @@ import os
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
-from edgefleet_agent.gateway.backend import CRASHES, Backend
-from edgefleet_agent.gateway.child import describe
+from edgefleet_agent.gateway.backend import Backend
 from edgefleet_agent.gateway.counters import Counters
+from edgefleet_agent.gateway.crashes import Crashes
 from edgefleet_agent.gateway.deaths import DeathBook
 from edgefleet_agent.gateway.launcher import Launcher
 from edgefleet_agent.gateway.lending import Lending
@@ -60,6 +60,10 @@ class Plane:
         self.lending = Lending(self.router.routes, timeout_s, lend_after)
         self.on_event: Callable[[Event], None] = lambda _: None
         self.sandbox: list[str] = []
+        self._crashes = Crashes(
+            launcher, deaths, self.router, self.backends,
+            route_of=self._route_of, forget=self._forget, tell=self._tell,
+        )  # fmt: skip
 
     # ------------------------------------------------------------------- loading
 
@@ -249,78 +253,10 @@ class Plane:
 
     def _on_death(self, backend: Backend) -> None:
         if not self._closing:
-            self._start(self._bury(backend))
+            self._start(self._crashes.bury(backend))
 
-    async def _bury(self, backend: Backend) -> None:
-        """Find out how a worker died, replay its requests, and restart or quarantine it."""
-        orphans = backend.take_orphans()
-        route = self._route_of(backend)
-        self._book.note(backend.digest, backend.deaths)
-        if route is None:
-            self.backends.pop(backend.digest, None)
-        elif backend.crash_looping:
-            self._quarantine(route, backend)
-        if backend.loans:
-            await backend.how_it_died()  # its copies of the connections are closed then
-        self.router.replay(orphans, innocent=backend.bury_loans())
-        status = await backend.how_it_died()
-        self._tell("worker_died", backend, f"The worker {describe(status)}.")
-        if route is None:
-            await backend.end(0)
-        elif backend.quarantined:
-            self._tell_quarantined(route, backend)
-        else:
-            await self._respawn(backend)
-
-    async def _respawn(self, backend: Backend) -> None:
-        while True:
-            share = backend.counters.accelerated_pct
-            started = await self._launcher.launch_serving(backend.spec, backend.files, again=True)
-            route = self._route_of(backend)
-            if started.link is not None:
-                backend.attach(started)
-                if backend.spec.prepared and not started.report.prepared:
-                    self._tell("prepared_unused", backend, started.report.note)
-                if route is None:
-                    await self._forget(backend)
-                    return
-                self._tell("restarted", backend, f"In {started.report.ready_ms} ms.")
-                if 0 <= started.report.accelerated_pct < share:
-                    text = f"It ran {share} % of its nodes on the accelerator, and runs "
-                    text += f"{started.report.accelerated_pct} % since its restart."
-                    self._tell("cpu_fallback", backend, text)
-                self.router.resume(route)
-                return
-            backend.failed_to_start()
-            self._book.note(backend.digest, backend.deaths)
-            backend.forgo_prepared()  # perhaps it is the form that is at fault
-            self._tell("worker_died", backend, f"No restart: {started.report.message}")
-            if route is None:
-                return
-            corrupt = started.report.code == "blob_corrupt"
-            if corrupt or backend.crash_looping:
-                self._quarantine(route, backend, started.report.message if corrupt else "")
-                self.router.resume(route)
-                self._tell_quarantined(route, backend)
-                return
-            await asyncio.sleep(1.0)
-
-    def _quarantine(self, route: Route, backend: Backend, why: str = "") -> None:
-        name = f"{backend.spec.model} {backend.spec.version}"
-        why = why or f"{name} died {CRASHES} times within a minute."
-        backend.quarantined = f"{why} It is not restarted."
-        self._book.note(backend.digest, backend.deaths, backend.quarantined)
-        if route.standby is backend:
-            route.standby = None
-        elif route.standby is not None:
-            route.active, route.standby = route.standby, None
-
-    def _tell_quarantined(self, route: Route, backend: Backend) -> None:
-        fallback = route.active.digest if route.active is not backend else ""
-        self._tell("quarantined", backend, backend.quarantined, fallback)
-
-    def _tell(self, code: str, backend: Backend, message: str, fallback: str = "") -> None:
-        self.on_event(Event(code, backend.spec.model, backend.digest, message, fallback))
+    def _tell(self, event: Event) -> None:
+        self.on_event(event)
 
     # ------------------------------------------------------------------- reading
 
