@@ -27,10 +27,10 @@ from edgefleet_provisioning.lint import LintReport, demand_clean, lint
 from edgefleet_provisioning.package_build import Counters, Description
 from edgefleet_provisioning.variant_build import Blob, Built
 from edgefleet_provisioning.variants_file import FIRST, Wanted
+from edgefleet_shared.alike import check_pair
 from edgefleet_shared.errors import InvalidInputError
 from edgefleet_shared.package import ContainerNeed, Manifest, ReferenceHistogram, TensorSpec
 from edgefleet_shared.processing import Processing
-from edgefleet_shared.processing_rules import outer
 
 CASES_OF_SAMPLE = 4
 
@@ -110,10 +110,10 @@ def prepare(request: Request, say: Callable[[str], None]) -> Draft:
     )  # fmt: skip
     shop = _Shop(request, about, vouched, say)
     built = [shop.build(first, report, cases, "")]
-    for wanted in variants_file.read(request.variants) if request.variants else []:
+    further = variants_file.read(request.variants) if request.variants else []
+    for wanted in (*further, *([_box(request)] if request.image else [])):
         built.append(shop.further(wanted, built[0], cases))
-    if request.image:
-        built.append(shop.further(_box(request), built[0], cases))
+        check_pair(built[0].variant(), built[-1].variant())
     package_build.check_licensed(about, built)
     return Draft(about, built, histograms)
 
@@ -202,6 +202,11 @@ class _Shop(NamedTuple):
         model = folder / wanted.model
         report = lint(model, self.request.max_tensor_mb)
         demand_clean(report, model.name)
+        # Exporters order tensors as they like; the first variant's order is what applications see.
+        report = report._replace(
+            inputs=_ordered(report.inputs, first.report.inputs),
+            outputs=_ordered(report.outputs, first.report.outputs),
+        )
         if wanted.golden:
             arrays = read_npz(folder / wanted.golden, "golden file")
             cases = golden.cases_of(arrays, report.inputs, report.outputs)
@@ -215,18 +220,13 @@ class _Shop(NamedTuple):
             cases = [golden.Case(case.inputs, {}) for case in cases]
         wanted = structs.replace(wanted, model=str(model))
         built = self.build(wanted, report, cases, f"{wanted.id}/")
-        built = built._replace(blobs=[*built.blobs, *extra])
-        if _signature(built) != _signature(first):
-            self.say(f"Variant {wanted.id} takes or gives other tensors than {FIRST}.")
-        return built
+        return built._replace(blobs=[*built.blobs, *extra])
 
 
-def _signature(built: Built) -> tuple[list[TensorSpec], list[TensorSpec]]:
-    """Return what an application sends a variant and gets."""
-    report, steps = built.report, built.processing
-    if steps is None:
-        return report.inputs, report.outputs
-    return outer(steps, report.inputs, report.outputs)
+def _ordered(tensors: list[TensorSpec], like: Sequence[TensorSpec]) -> list[TensorSpec]:
+    """Return tensors in the order that the first variant has them; strange ones at the end."""
+    places = {tensor.name: place for place, tensor in enumerate(like)}
+    return sorted(tensors, key=lambda tensor: places.get(tensor.name, len(places)))
 
 
 def _cases(

@@ -45,6 +45,20 @@ def test_publishing_the_same_again_changes_nothing(cloud):
     assert again.json() == first.json()
 
 
+def test_variants_that_answer_differently_are_not_accepted(cloud):
+    """Whatever tool made the package: an application would meet the difference on some devices."""
+    manifest, _, blobs = small_package()
+    first = manifest.variants[0]
+    (y,) = first.outputs
+    other = msgspec.structs.replace(
+        first, id="other", outputs=[msgspec.structs.replace(y, name="z")]
+    )
+    manifest = msgspec.structs.replace(manifest, variants=[first, other])
+    answer = cloud.publish(manifest, encode_manifest(manifest), blobs)
+    assert (answer.status_code, answer.json()["code"]) == (422, "variant_tensors")
+    assert cloud.client.get("/v1/models/digits").status_code == 404
+
+
 def test_publishing_is_an_event(cloud):
     """The event of a publication carries the word accept, the subject and who did it."""
     cloud.publish(*small_package())

@@ -135,6 +135,70 @@ def test_each_variant_may_have_its_own_processing(operator, api, folder):
     assert failed["code"] == "manifest_processing"
 
 
+def turned_round() -> bytes:
+    """Return the same network with its outputs the other way round."""
+    net = light.unpack(light.mlp())
+    graph = net.subgraphs[0]
+    graph.outputs = list(reversed(list(graph.outputs)))
+    net.signatureDefs[0].outputs = list(reversed(net.signatureDefs[0].outputs))
+    return light.pack(net)
+
+
+def test_a_variant_with_other_tensors_is_refused_and_both_are_named(operator, api, folder):
+    """Nothing is published: not a warning, for an application would meet it on some devices."""
+    (folder / "conv.tflite").write_bytes(light.conv())
+    (folder / "more.toml").write_text(
+        '[[variant]]\nid = "lite"\nhardware = ["rpi4"]\nmodel = "conv.tflite"\n'
+    )
+    failed = operator.error(
+        "model", "publish", folder / "digits.onnx", "--name", "digits", "--version", "1.0.0",
+        "--variants", folder / "more.toml",
+    )  # fmt: skip
+    assert failed["code"] == "variant_tensors"
+    for said in ("'lite'", "'cpu'", "'x' (FP32 [-1, 64])", "'image' (FP32 [1, 8, 8, 3])"):
+        assert said in failed["message"]
+    assert "processing" in failed["hint"]
+    assert not api.blobs
+
+
+def test_the_order_of_an_exporter_is_no_difference(operator, api, folder):
+    """Outputs stand in the first variant's order, whatever order the file has them in."""
+    (folder / "digits.tflite").write_bytes(turned_round())
+    (folder / "more.toml").write_text(
+        '[[variant]]\nid = "lite"\nhardware = ["rpi4"]\nmodel = "digits.tflite"\n'
+    )
+    told = publish(operator, folder, "digits.onnx", "--variants", folder / "more.toml")
+    onnx, lite = published(api, told).variants
+    assert lite.outputs == onnx.outputs
+    np.testing.assert_allclose(answers(api, onnx), answers(api, lite), rtol=1e-4, atol=1e-4)
+
+
+def test_declared_steps_make_two_layouts_one_model(operator, api, folder):
+    """ONNX as CHW beside TFLite as HWC: the photo is the same, so is what comes out."""
+    (folder / "photo.onnx").write_bytes(models.colours())
+    net = light.Net()
+    x, y = net.tensor("x", [1, 8, 8, 3]), net.tensor("y", [1, 3])
+    axes = net.constant("axes", np.array([1, 2], np.int32))
+    net.op("MEAN", [x, axes], [y], kind="ReducerOptions", keepDims=False)
+    net.ends([x], [y])
+    net.sign()
+    (folder / "photo.tflite").write_bytes(net.data())
+    decode = '[[pre]]\nstep = "decode_image"\n[[pre]]\nstep = "resize"\nwidth = 8\nheight = 8\n'
+    (folder / "chw.toml").write_text(
+        decode + '[[pre]]\nstep = "normalise"\n[[pre]]\nstep = "layout"\n'
+    )
+    (folder / "hwc.toml").write_text((folder / "chw.toml").read_text() + 'order = "HWC"\n')
+    variant = '[[variant]]\nid = "lite"\nhardware = ["rpi4"]\nmodel = "photo.tflite"\n'
+    (folder / "more.toml").write_text(variant + 'processing = "hwc.toml"\n')
+    told = operator.json(
+        "model", "publish", folder / "photo.onnx", "--name", "digits", "--version", "1.0.0",
+        "--processing", folder / "chw.toml", "--variants", folder / "more.toml",
+    )  # fmt: skip
+    onnx, lite = published(api, told).variants
+    assert onnx.inputs != lite.inputs
+    assert lite.processing.pre[-1].order == "HWC"
+
+
 @pytest.mark.parametrize(
     ("text", "code"),
     [

@@ -13,6 +13,7 @@ from edgefleet_cloud.models.tables import ModelRow, ModelVersionRow
 from edgefleet_cloud.ports import Blobs, Clock, EventSink, Release
 from edgefleet_cloud.trust.rules import check_entry
 from edgefleet_cloud.trust.service import Trust
+from edgefleet_shared.alike import check_alike
 from edgefleet_shared.errors import EdgeFleetError
 from edgefleet_shared.identifiers import check_digest, check_name, check_version, new_id
 from edgefleet_shared.package import Manifest
@@ -178,6 +179,7 @@ class ModelService:
         manifest, data = acceptance.read_manifest(self._blobs, digest)
         newest = repository.newest_counter(session, model)
         acceptance.check_identity(manifest, model, version, newest)
+        check_alike(manifest.variants)
         acceptance.check_files(self._blobs, manifest)
         if bundle:
             keys = self._trust.publisher_keys(model)
