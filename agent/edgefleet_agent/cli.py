@@ -173,7 +173,7 @@ def _import(config: Config, source: Path, *, as_json: bool) -> int:
     _say(
         importing.shown(found),
         f"Accepted assignment {found.counter}, with {found.blobs} blobs of {found.bytes} bytes; "
-        f"{then}.",
+        f"{then}.\nNext: `edgefleet-agent status` shows how far it is; the stick may be taken out.",
         as_json=as_json,
     )
     return 0

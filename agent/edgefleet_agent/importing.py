@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 import signal
+import stat
 import time
 from pathlib import Path
 from typing import NamedTuple, TextIO
@@ -48,20 +49,20 @@ def import_bundle(config: Config, source: Path) -> Imported:
         source: A folder with `desired.json` and `blobs/sha256/`, or such a `desired.json`.
 
     Raises:
-        InvalidInputError: Not enrolled, or there is no such document, or a blob is not what its
-            name says (code `blob_corrupt`).
+        InvalidInputError: Not enrolled, or there is no such document (code `no_bundle`), or a blob
+            is not what its name says (`blob_corrupt`).
         TrustError: The device refuses the document, by the code that it would refuse it by if it
             came over the network.
         UnavailableError: agentd runs and has not judged it in a minute (code `import_pending`).
         OSError: The disk is full, or the source cannot be read.
     """
+    whole = _is_folder(source)
     identity = Identity(config.state / "identity", config.identity.key)
-    folder = source if source.is_dir() else source.parent
-    document = read_document(source / DOCUMENT if source.is_dir() else source)
+    document = read_document(source / DOCUMENT if whole else source)
     counter = open_document(document).desired.counter
     inbox = durable.make_folder(config.state / "inbox")
     with _turn(inbox):
-        name, count, size = _place(inbox, document, folder / BLOBS if source.is_dir() else None)
+        name, count, size = _place(inbox, document, source / BLOBS if whole else None)
     try:
         lock = compose.lock(config.state)
     except UnavailableError:
@@ -76,6 +77,38 @@ def import_bundle(config: Config, source: Path) -> Imported:
             shutil.rmtree(inbox / name, ignore_errors=True)
             raise
     return Imported(counter, count, size, running=False)
+
+
+def _is_folder(source: Path) -> bool:
+    """Tell a folder from a document.
+
+    Raises:
+        InvalidInputError: It is not there, not to be read by this user, or holds no document.
+    """
+    try:
+        mode = source.stat().st_mode
+        if stat.S_ISDIR(mode) and DOCUMENT not in {path.name for path in source.iterdir()}:
+            raise InvalidInputError(
+                f"{source} holds no bundle: there is no {DOCUMENT} in it.",
+                code="no_bundle",
+                hint="Is the stick mounted (`findmnt`)? An export that was cut off leaves blobs "
+                "without it: run `edgefleet device export-bundle DEVICE FOLDER` again.",
+            )
+    except PermissionError as error:
+        raise InvalidInputError(
+            f"{source} cannot be read: {error.strerror}.",
+            code="not_readable",
+            hint="Mount the stick so that this user may read it (`mount -o uid=...`), or copy the "
+            "bundle to a folder that may be read.",
+        ) from error
+    except OSError as error:
+        raise InvalidInputError(
+            f"{source} cannot be read: {error.strerror or error}.",
+            code="no_bundle",
+            hint="Is the stick mounted (`findmnt`)? `edgefleet device export-bundle DEVICE FOLDER` "
+            "writes a bundle.",
+        ) from error
+    return stat.S_ISDIR(mode)
 
 
 def _turn(inbox: Path) -> TextIO:

@@ -1,4 +1,4 @@
-"""Variants of one version answer alike: an application must not notice which of them a device took."""
+"""Variants of one version answer alike: no application may notice which of them a device took."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from edgefleet_shared.errors import InvalidInputError
 from edgefleet_shared.manifest import TensorSpec, Variant
 from edgefleet_shared.processing_rules import Signature, outer
-
-CODE = "variant_tensors"
 
 
 def check_alike(variants: Sequence[Variant]) -> None:
@@ -36,7 +34,7 @@ def check_pair(first: Variant, other: Variant) -> None:
             raise InvalidInputError(
                 f"Variant {other.id!r} takes or gives other tensors than variant {first.id!r}: "
                 f"{why}.",
-                code=CODE,
+                code="variant_tensors",
                 hint="Applications must not notice which of the two answers. Export both with the "
                 "same names, datatypes and shapes, or declare the steps around each (`processing`) "
                 "so that they take and give the same; else publish them as two models.",

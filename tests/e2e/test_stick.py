@@ -78,7 +78,11 @@ def test_a_model_comes_on_a_stick_and_serves(plant):
     plant.cli.run(*arguments(bad.save(bad.good(), plant.folder / "m")))
     plant.cli.run("device", "enroll", "cam-1", "-o", plant.folder / "ticket")
     plant.agent("enroll", "--ticket-file", plant.folder / "ticket")
-    assert plant.cli.error("device", "export-bundle", "cam-1", plant.folder / "x", code=1)
+    (plant.folder / "stick").mkdir()
+    refused = plant.cli.error("device", "export-bundle", "cam-1", plant.folder / "x")
+    assert refused["code"] == "missing_folder"
+    assert not (plant.folder / "x").exists()
+    assert plant.cli.error("device", "export-bundle", "cam-1", plant.folder / "stick", code=1)
     plant.cli.run("rollout", "create", "digits", "1.0.0", "--probation-s", "0")
     medium = plant.folder / "stick"
     found = {}

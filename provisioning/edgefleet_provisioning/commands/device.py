@@ -141,15 +141,22 @@ def label_(
 def export_bundle(
     session: Session,
     device: KnownId,
-    folder: Annotated[Path, typer.Argument(help="Where to, for example a USB stick.")],
+    folder: Annotated[Path, typer.Argument(help="Where to, for example a mounted USB stick.")],
+    create: Annotated[
+        bool, typer.Option("--create", help="Make the folder if it is not there.")
+    ] = False,
 ) -> None:
     """Write what a device should run, and all it needs for that, into a folder."""
+    stick.check_target(folder, create=create)
     found = stick.export(session.api, device, folder)
     runs = ", ".join(f"{name} {version}" for name, version in found.versions.items()) or "nothing"
+    where = folder.resolve()
     session.output.result(
-        {"device": device, "folder": str(folder.resolve()), **found._asdict()},
-        f"Assignment {found.counter} for {device} ({runs}) is in {folder}: {found.blobs} blobs, "
-        f"{found.bytes} bytes.\nNext, on the device: edgefleet-agent import-bundle {folder}",
+        {"device": device, "folder": str(where), **found._asdict()},
+        f"Assignment {found.counter} for {device} ({runs}) is in {where}: {found.blobs} blobs, "
+        f"{found.bytes / 1e6:.1f} MB ({found.bytes} bytes), whole and on the medium.\n"
+        f"Next: unmount it; the device takes it until {found.until}. There, with the folder as it "
+        "is mounted there:\n  edgefleet-agent import-bundle FOLDER",
     )
 
 
