@@ -199,7 +199,7 @@ def _status(config: Config, *, as_json: bool) -> int:
     from edgefleet_agent.status import read_lock, read_status
 
     status = read_status(config.run)
-    status["locked"] = read_lock(config.state)
+    status |= read_lock(config.state)
     if as_json:
         sys.stdout.write(json.dumps(status) + "\n")
     else:

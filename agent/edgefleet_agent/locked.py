@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from edgefleet_agent.events import Emitter
 from edgefleet_agent.reporting import Facts
-from edgefleet_agent.swap_lock import Lock, SwapLock
+from edgefleet_agent.swap_lock import SwapLock
+from edgefleet_shared.messages import OwnersLock
 from edgefleet_shared.steps import Step
 
 
@@ -24,7 +25,7 @@ class Locked:
         self, lock: SwapLock, emitter: Emitter, facts: Facts, wake: Callable[[], None]
     ) -> None:
         self._lock, self._emitter, self._facts, self._wake = lock, emitter, facts, wake
-        self._last: Lock | None = None
+        self._last: OwnersLock | None = None
 
     def look(self) -> None:
         """Look at the file; tell and wake if it is another than last time."""
@@ -32,10 +33,11 @@ class Locked:
         if lock == self._last:
             return
         self._last = lock
+        self._facts.locked = lock
         if lock is None:
-            self._facts.agent.pop("locked", None)
             self._emitter.tell(Step.ACTIVATE, "unlocked", "Models may change again.")
         else:
-            self._facts.agent["locked"] = str(lock)
-            self._emitter.tell(Step.ACTIVATE, "locked", str(lock), level="warning")
+            self._emitter.tell(
+                Step.ACTIVATE, "locked", str(lock), level="warning", by=lock.by, until=lock.until
+            )
         self._wake()

@@ -19,6 +19,7 @@ from edgefleet_shared.messages import (
     BATCH_TYPE,
     REPORTED_TYPE,
     Batch,
+    OwnersLock,
     Reported,
     SlotReport,
     Stream,
@@ -36,6 +37,7 @@ class Facts:
         counter: Newest accepted assignment counter.
         refused: Code of the newest refused document, or ''.
         agent: Versions, hardware, flags.
+        locked: The owner's lock while it holds.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Facts:
     ) -> None:
         self.counter = 0
         self.refused = ""
+        self.locked: OwnersLock | None = None
         self.agent: dict[str, Any] = {
             "version": __version__,
             "python": platform.python_version(),
@@ -106,7 +109,8 @@ class Reporter:
             self._failed.clear()
             self._last = None
         slots = dict(self._slots())
-        facts = (self.facts.counter, self.facts.refused, strict_json.encode(self.facts.agent))
+        said = self.facts
+        facts = (said.counter, said.refused, said.locked, strict_json.encode(said.agent))
         state = (*facts, *((n, s.deployment, s.seq, s.active) for n, s in slots.items()))
         fetched = tuple(slot.bytes_done for slot in slots.values())
         if state == self._last:
@@ -129,6 +133,7 @@ class Reporter:
             slots=slots,
             agent=self.facts.agent,
             refused=self.facts.refused,
+            locked=self.facts.locked,
         )
         sealed = dsse.seal(strict_json.encode(reported), REPORTED_TYPE, self._signer)
 

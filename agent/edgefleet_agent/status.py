@@ -112,13 +112,14 @@ def read_status(run: Path) -> dict[str, Any]:
     return shown
 
 
-def read_lock(state: Path) -> str:
-    """Return what holds swaps up, as a sentence; '' if nothing does."""
+def read_lock(state: Path) -> dict[str, Any]:
+    """Return what holds swaps up: `locked`, a sentence or '', and `lock`, its parts or None."""
     try:
         lock = SwapLock(state).read()
     except OSError as error:
-        return f"Whether models are locked is not known: {error.strerror}."
-    return str(lock) if lock else ""
+        why = f"Whether models are locked is not known: {error.strerror}."
+        return {"locked": why, "lock": None}
+    return {"locked": str(lock) if lock else "", "lock": msgspec.to_builtins(lock)}
 
 
 def _address(file: Path) -> str:

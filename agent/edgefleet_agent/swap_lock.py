@@ -12,30 +12,20 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
-import msgspec
-
 from edgefleet_agent import durable
 from edgefleet_shared import strict_json
 from edgefleet_shared.errors import InvalidInputError
+from edgefleet_shared.messages import OwnersLock
 from edgefleet_shared.times import format_time, parse_time
 
 MAX_BYTES = 16 * 1024
 MAX_REASON = 500
+MAX_NAME = 64
 FILE = "locked.json"
 
 
-class Lock(msgspec.Struct, frozen=True):
-    """Since when, why, and until when; `until` '' = until it is lifted. Times are RFC 3339 UTC."""
-
+class _File(OwnersLock, frozen=True, kw_only=True):
     v: Literal[1]
-    since: str
-    reason: str = ""
-    until: str = ""
-
-    def __str__(self) -> str:
-        """Say it in a sentence."""
-        end = f" until {self.until}" if self.until else ""
-        return f"Locked on the device{end}: {self.reason or 'no reason was given'}."
 
 
 class SwapLock:
@@ -52,7 +42,7 @@ class SwapLock:
     ) -> None:
         self._path, self._now = state / FILE, now
 
-    def read(self) -> Lock | None:
+    def read(self) -> OwnersLock | None:
         """Return the lock; None if there is none, or its time is over.
 
         A file that cannot be read is a lock: unknown is not unlocked.
@@ -61,14 +51,21 @@ class SwapLock:
             data = durable.read_bytes(self._path)
             if data is None:
                 return None
-            lock = strict_json.decode(data, Lock, max_bytes=MAX_BYTES, what=FILE)
+            file = strict_json.decode(data, _File, max_bytes=MAX_BYTES, what=FILE)
+            lock = OwnersLock(file.since, file.by, file.reason, file.until)
             over = bool(lock.until) and parse_time(lock.until) <= self._now()
         except InvalidInputError as error:
-            return Lock(1, "", f"the lock's file is damaged ({error.code}); unlock to remove it")
+            why = f"the lock's file is damaged ({error.code}); `unlock` removes it"
+            return OwnersLock("", "", why)
         return None if over else lock
 
-    def place(self, reason: str, life: timedelta | None) -> Lock:
+    def place(self, reason: str, life: timedelta | None, by: str = "") -> OwnersLock:
         """Lock, or lock anew with another reason or end.
+
+        Args:
+            reason: Why, for people.
+            life: How long; None: until it is lifted.
+            by: Who, for people: nobody checks it.
 
         Raises:
             InvalidInputError: The reason is too long.
@@ -80,9 +77,9 @@ class SwapLock:
             )
         now = self._now()
         until = format_time(now + life) if life else ""
-        lock = Lock(1, format_time(now), reason, until)
-        durable.atomic_write(self._path, strict_json.encode(lock))
-        return lock
+        file = _File(v=1, since=format_time(now), by=by[:MAX_NAME], reason=reason, until=until)
+        durable.atomic_write(self._path, strict_json.encode(file))
+        return OwnersLock(file.since, file.by, file.reason, file.until)
 
     def lift(self) -> bool:
         """Unlock; return whether there was a lock.

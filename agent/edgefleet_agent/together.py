@@ -6,8 +6,7 @@ import threading
 from collections.abc import Callable, Mapping
 
 from edgefleet_agent.journal import Journal, SlotRecord
-from edgefleet_agent.swap_lock import Lock
-from edgefleet_shared.messages import SlotAssignment
+from edgefleet_shared.messages import OwnersLock, SlotAssignment
 from edgefleet_shared.states import DeploymentState
 
 _FETCHING = {DeploymentState.ACCEPTED, DeploymentState.DOWNLOADING}
@@ -24,7 +23,7 @@ class Together:
         lock: Gives the device owner's lock, by which none moves at all, or None.
     """
 
-    def __init__(self, journal: Journal, lock: Callable[[], Lock | None]) -> None:
+    def __init__(self, journal: Journal, lock: Callable[[], OwnersLock | None]) -> None:
         self._journal, self._lock_now = journal, lock
         self._lock = threading.Lock()
         self._wanted: dict[str, str] = {}
@@ -52,7 +51,7 @@ class Together:
             self._waiting.pop(name, None)
         return True
 
-    def locked(self, name: str, nudge: Callable[[], None]) -> Lock | None:
+    def locked(self, name: str, nudge: Callable[[], None]) -> OwnersLock | None:
         """Return the owner's lock if it holds; `nudge` is then called when to ask again."""
         with self._lock:
             self._waiting[name] = nudge  # first, as above

@@ -155,11 +155,30 @@ class SlotReport(msgspec.Struct, frozen=True):
     choice: str = ""
 
 
+class OwnersLock(msgspec.Struct, frozen=True):
+    """Whoever stands beside the device lets no model change.
+
+    `by` is the user's name there, `until` '' = until it is lifted. Times are RFC 3339 UTC. A lock
+    that cannot be read is one all the same, with `since` '' and the cause as its reason.
+    """
+
+    since: str
+    by: str = ""
+    reason: str = ""
+    until: str = ""
+
+    def __str__(self) -> str:
+        """Say it in a sentence."""
+        by = f" by {self.by}" if self.by else ""
+        end = f" until {self.until}" if self.until else ""
+        return f"Locked on the device{by}{end}: {self.reason or 'no reason was given'}."
+
+
 class Reported(msgspec.Struct, frozen=True):
     """The device's whole state; `seq` only grows over the device's life, across boots.
 
     `counter` is the newest assignment counter it accepted, `refused` the code of the newest one it
-    did not, or ''.
+    did not, or ''; `locked` the owner's lock while it holds.
     """
 
     v: Literal[1]
@@ -171,6 +190,7 @@ class Reported(msgspec.Struct, frozen=True):
     slots: dict[str, SlotReport]
     agent: dict[str, Any] = {}
     refused: str = ""
+    locked: OwnersLock | None = None
 
 
 class Batch(msgspec.Struct, frozen=True):

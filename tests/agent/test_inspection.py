@@ -132,8 +132,11 @@ def test_a_lock_holds_the_swap_and_nothing_else(world, agent, capsys):
     one = serve(agent, world)
     status, lock = ask(agent, capsys, "lock", "--reason", "an operation is under way")
     assert (status, lock["reason"]) == (0, "an operation is under way")
-    assert lines(agent, capsys, "status")[1][3] == f"  Locked on the device: {lock['reason']}."
-    assert lock["reason"] in ask(agent, capsys, "status")[1]["locked"]
+    said = f"Locked on the device by {lock['by']}: {lock['reason']}."
+    assert lines(agent, capsys, "status")[1][3] == f"  {said}"
+    shown = ask(agent, capsys, "status")[1]
+    assert shown["locked"] == said
+    assert shown["lock"] == {key: lock[key] for key in ("since", "by", "reason", "until")}
     two = world.publish("2.0.0")
     agent.assign(two)
     until(lambda: agent.transport.slot("digits").get("reason") == "locked")
@@ -150,6 +153,21 @@ def test_a_lock_holds_the_swap_and_nothing_else(world, agent, capsys):
     assert agent.gateway.routed("digits") == two.manifest
     assert not agent.transport.slot("digits")["reason"]
     assert ask(agent, capsys, "status")[1]["locked"] == ""
+
+
+def test_a_lock_is_reported_before_anything_waits_for_it(world, agent, capsys, monkeypatch):
+    """Who, why and until when go up as soon as it is set, and so does its end."""
+    monkeypatch.setenv("SUDO_USER", "anna")
+    until(lambda: agent.transport.reported)
+    assert agent.transport.reported[-1]["locked"] is None
+    _, lock = ask(agent, capsys, "lock", "--reason", "inspection", "--for", "8h")
+    assert lock["agentd"]
+    until(lambda: agent.transport.reported[-1]["locked"], "the lock", 10)
+    told = agent.transport.reported[-1]["locked"]
+    assert (told["by"], told["reason"], told["until"]) == ("anna", "inspection", lock["until"])
+    assert lock["until"] > lock["since"] == told["since"]
+    ask(agent, capsys, "unlock")
+    until(lambda: agent.transport.reported[-1]["locked"] is None, "its end", 10)
 
 
 def test_a_lock_holds_a_stop_too(world, agent, capsys):

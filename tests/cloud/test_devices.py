@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
+from edgefleet_cloud.events.feed import EventFeed
+from edgefleet_cloud.events.service import EventLog
+from edgefleet_cloud.reports.ingest import Ingest
+from edgefleet_shared.messages import OwnersLock
 from tests.fakes.speaking_device import SpeakingDevice, digest, slot_report
 
 
@@ -57,6 +62,21 @@ def test_devices_are_listed(three):
         answer = three.client.get("/v1/devices", params=query)
         assert [each["id"] for each in answer.json()["items"]] == expected
         assert bool(answer.json()["next_page_token"]) is (query.get("page_size") == 2)
+
+
+def test_the_owners_lock_is_shown(cloud):
+    """Who locked it, why and until when, as the device reported it; its removal too."""
+    device = SpeakingDevice("cam-1")
+    with cloud.program.database.write() as session:
+        session.add(device.row())
+    ingest = Ingest(cloud.program.database, EventLog(EventFeed()))
+    lock = OwnersLock("2026-01-01T00:00:00Z", "anna", "inspection", "2026-01-01T08:00:00Z")
+    ingest.handle("cam-1", "reported", "", device.reported(1, locked=lock))
+    assert cloud.client.get("/v1/devices/cam-1").json()["locked"] == msgspec.to_builtins(lock)
+    (listed,) = cloud.client.get("/v1/devices").json()["items"]
+    assert listed["locked"]["by"] == "anna"
+    ingest.handle("cam-1", "reported", "", device.reported(2))
+    assert cloud.client.get("/v1/devices/cam-1").json()["locked"] is None
 
 
 def test_pages_follow_one_another(three):

@@ -9,6 +9,7 @@ import pytest
 
 from edgefleet_agent.cli import main as agent
 from tests.cloud.running import RunningCloud
+from tests.fakes.speaking_device import SpeakingDevice
 from tests.fleet_folder import FleetFolder
 from tests.provisioning.conftest import Cli
 
@@ -27,6 +28,18 @@ def real(cloud):
     connected = Cli()
     connected.arguments = ["--server", cloud.url, "--token", cloud.token]
     return connected
+
+
+def test_a_lock_is_seen_from_afar(cloud, real):
+    """`device show` says who locked it, why and until when; the list marks it."""
+    lock = {"since": "2026-01-01T00:00:00Z", "by": "anna", "reason": "inspection", "until": ""}
+    reported = {"counter": 0, "slots": {}, "locked": lock}
+    with cloud.program.database.write() as session:
+        session.add(SpeakingDevice("lock-1").row(reported=reported))
+    text = "by anna since 2026-01-01T00:00:00Z until unlocked: inspection"
+    assert any(text in line for line in real.run("device", "show", "lock-1").stdout.splitlines())
+    assert real.json("device", "show", "lock-1")["locked"] == lock
+    assert "enrolled, locked" in real.run("device", "list").stdout
 
 
 def test_a_list_of_devices_is_imported(real, tmp_path):

@@ -40,7 +40,8 @@ SAMPLES = [
     messages.Desired(1, 7, "t", "YQ==", "YQ==", "http://x/v1/blobs"),
     messages.SlotReport("d", 1, 2, "staged", "", ""),
     messages.Reported(1, "cam-1", "boot", 3, "t", 7, {"digits": messages.SlotReport(
-        "d", 1, 2, "staged", "", "")}, {"version": "0.1.0"}),
+        "d", 1, 2, "staged", "", "")}, {"version": "0.1.0"},
+        locked=messages.OwnersLock("t", "anna", "inspection", "u")),
     messages.Batch(1, "cam-1", "boot", "events", "t", [1, 2], [{"a": 1}, {}]),
     messages.DeviceEvent("t", "info", "fetch", "code", "Message."),
     messages.SwapReceipt("t", "activate", "digits", "d", "", "", "sha256:x", "1.0.0",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import getpass
 import os
 import re
 import signal
@@ -37,11 +38,19 @@ def run_lock(config: Config, options: argparse.Namespace) -> int:
         InvalidInputError: The time cannot be read, or is over a year.
     """
     life = parse_duration(options.life) if options.life else None
-    lock = SwapLock(durable.make_folder(config.state)).place(options.reason, life)
+    lock = SwapLock(durable.make_folder(config.state)).place(options.reason, life, _who())
     told = _tell(config)
     then = "" if told else " agentd does not run; it heeds it when it does."
-    say({**msgspec.to_builtins(lock), "agentd": told}, [f"{lock}{then}"], as_json=options.json)
+    lines = [f"{lock}{then}", "`edgefleet-agent unlock` lifts it."]
+    say({**msgspec.to_builtins(lock), "agentd": told}, lines, as_json=options.json)
     return 0
+
+
+def _who() -> str:
+    """Return who types, for people to ask: the user before `sudo`, else the user."""
+    with contextlib.suppress(OSError, KeyError):  # a user id without a name
+        return os.environ.get("SUDO_USER") or getpass.getuser()
+    return f"uid {os.getuid()}"
 
 
 def run_unlock(config: Config, options: argparse.Namespace) -> int:

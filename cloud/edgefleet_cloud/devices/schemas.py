@@ -23,6 +23,12 @@ _DEVICE: dict[str, Any] = {
     "counter": 3,
     "created": "2026-01-31T11:00:00.000Z",
     "slots": {"digits": {"active_version": "1.0.0", "state": "succeeded"}},
+    "locked": {
+        "since": "2026-01-31T12:00:00.000Z",
+        "by": "anna",
+        "reason": "inspection under way",
+        "until": "2026-01-31T20:00:00.000Z",
+    },
 }
 
 
@@ -73,8 +79,19 @@ class DeviceChange(BaseModel):
     hardware: str | None = None
 
 
+class DeviceLock(BaseModel):
+    """Whoever stands beside the device lets no model change; `until` "" = until it is lifted."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_DEVICE["locked"]]})
+
+    since: str
+    by: str = ""
+    reason: str = ""
+    until: str = ""
+
+
 class Device(BaseModel):
-    """A device and what it last said about its slots."""
+    """A device and what it last said about its slots and its owner's lock."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_DEVICE]})
 
@@ -89,12 +106,14 @@ class Device(BaseModel):
     counter: int
     created: str
     slots: dict[str, Any]
+    locked: DeviceLock | None = None
 
     @classmethod
     def of(cls, row: DeviceRow) -> Device:
         """Return the API's shape of a row."""
         fields = row.model_dump(include=set(cls.model_fields))
-        return cls(**fields, slots=(row.reported or {}).get("slots", {}))
+        said = row.reported or {}
+        return cls(**fields, slots=said.get("slots", {}), locked=said.get("locked"))
 
 
 class DesiredState(BaseModel):

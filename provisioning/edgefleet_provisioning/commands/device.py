@@ -93,7 +93,7 @@ def list_(
     """List devices and what they run."""
     devices = session.api.items("/v1/devices", filter=selector or "")
     rows = [
-        (d["id"], d["state"], d["online"], d["hardware"], _labels(d), _runs(d), d.get("last_seen"))
+        (d["id"], _state(d), d["online"], d["hardware"], _labels(d), _runs(d), d.get("last_seen"))
         for d in devices
     ]
     columns = ("id", "state", "online", "hardware", "labels", "runs", "last seen")
@@ -116,6 +116,7 @@ def show(session: Session, device: KnownId) -> None:
         ("certificate until", until),
         ("labels", _labels(found)),
         ("in sync", state.get("in_sync")),
+        ("locked", _lock(found)),
     ]
     for name, slot in (found.get("slots") or {}).items():
         reason = f" ({slot['reason']}: {slot['detail']})" if slot.get("reason") else ""
@@ -249,6 +250,20 @@ def _ticket(session: Session, device: str, hours: int, output: Path | None) -> N
         f"Next, on the device: edgefleet-agent enroll --config agent.toml "
         f"--ticket-file {output.name}",
     )
+
+
+def _state(device: dict[str, Any]) -> str:
+    return f"{device['state']}, locked" if device.get("locked") else str(device["state"])
+
+
+def _lock(device: dict[str, Any]) -> str:
+    """Return who locked the device's models, since and until when and why; '' if nobody did."""
+    lock = device.get("locked")
+    if not lock:
+        return ""
+    parts = [("by", lock["by"]), ("since", lock["since"]), ("until", lock["until"] or "unlocked")]
+    said = " ".join(f"{word} {value}" for word, value in parts if value)
+    return f"{said}: {lock['reason'] or 'no reason was given'}"
 
 
 def _labels(device: dict[str, Any]) -> str:
