@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Literal
 
-from edgefleet_shared.messages import Assignment, SlotAssignment
-from edgefleet_shared.trust import MAX_SLOTS
+from edgefleet_shared.messages import MAX_SLOTS, Assignment, SlotAssignment
 
 WhenEmpty = Literal["stop", "keep"]
 

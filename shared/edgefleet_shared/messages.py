@@ -18,6 +18,8 @@ ACCESS_TYPE = "application/vnd.edgefleet.access.v1+json"
 DESIRED_MAX_BYTES = 512 * 1024
 """A real one has some 20 kB; three hundred roots of two keys of three fit, each with a new key."""
 REPORT_MAX_BYTES = 64 * 1024
+MAX_SLOTS = 64
+"""Slots of one assignment, and of one device that are there only to be ended."""
 
 Stream = Literal["events", "receipts", "telemetry"]
 

@@ -17,7 +17,7 @@ from edgefleet_shared import dsse, strict_json
 from edgefleet_shared.errors import InvalidInputError, TrustError
 from edgefleet_shared.identifiers import check_digest, check_name, check_version
 from edgefleet_shared.install import MAX_COUNTER_JUMP, Case, DeviceIdentity, Release, why_not
-from edgefleet_shared.messages import ASSIGNMENT_TYPE, Assignment, SlotAssignment
+from edgefleet_shared.messages import ASSIGNMENT_TYPE, MAX_SLOTS, Assignment, SlotAssignment
 from edgefleet_shared.times import format_time, parse_time
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "DIRECTOR_ROLE",
     "LIFE_DAYS",
     "MAX_COUNTER_JUMP",
-    "MAX_SLOTS",
     "SERVER_ROLES",
     "DeviceIdentity",
     "explain",
@@ -45,8 +44,6 @@ AUDIT_ROLE = "audit"
 AUDIT_PATHS = ["audit/*"]
 SERVER_ROLES = frozenset({DIRECTOR_ROLE, AUDIT_ROLE})
 """Delegations that have a key and no file: the server signs envelopes with them."""
-MAX_SLOTS = 64
-"""Slots of one assignment, and of one device that are there only to be ended."""
 MAX_TEXT = 128
 """Characters of what an assignment calls a deployment, rollout or version; it is kept and told."""
 MAX_POLICY = 10**9

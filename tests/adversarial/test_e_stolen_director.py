@@ -10,8 +10,7 @@ import pytest
 
 from edgefleet_agent.trust.acceptance import Acceptance
 from edgefleet_shared.errors import InvalidInputError
-from edgefleet_shared.messages import Policy, SlotAssignment
-from edgefleet_shared.trust import MAX_SLOTS
+from edgefleet_shared.messages import MAX_SLOTS, Policy, SlotAssignment
 from tests.adversarial.agent_process import serving
 from tests.agent.world import World, until
 

@@ -9,6 +9,8 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+from tests.benchmarks.device import compile_imports
+
 NAMES = {
     "idle": "what agentd costs while nothing happens: private memory, processor time",
     "inference": "a tiny model and a CNN, beside raw onnxruntime, FastAPI and MLServer; memory",
@@ -38,6 +40,7 @@ def main() -> int:
         for name, text in NAMES.items():
             print(f"{name:12} {text}")
         return 0
+    compile_imports()
     before = stolen_ms()
     figures = import_module(f"tests.benchmarks.{given.name}").run(quick=given.quick)
     figures["cores"] = len(os.sched_getaffinity(0))

@@ -1,8 +1,8 @@
 """What agentd costs while nothing happens: private memory and processor time, all parts real.
 
-agentd is connected over MQTT to a real broker and one model is served by the real gateway; nobody
-asks it anything. Memory is what the process shares with nobody (`smaps_rollup`), time what
-the scheduler has counted for all its threads (`schedstat`).
+agentd is installed as on a device (`device.py`), connected over MQTT to a real broker, and one
+model is served by the real gateway; nobody asks it anything. Memory is what the process shares with
+nobody (`smaps_rollup`), time what the scheduler has counted for all its threads (`schedstat`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import json
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from edgefleet_agent.identity import load_key
 from edgefleet_cloud.ports import system_clock
 from edgefleet_shared import topics
 from tests.agent.world import World, until
+from tests.benchmarks import device
 from tests.brokers import SecureBroker
 from tests.models import linear
 
@@ -58,7 +58,7 @@ def _serving() -> Iterator[tuple[int, Path]]:
     process = None
     try:
         broker.start()
-        process = _start(world, folder, broker)
+        process = _start(device.install(folder), world, folder, broker)
         yield process.pid, folder
     finally:
         if process is not None:
@@ -69,7 +69,9 @@ def _serving() -> Iterator[tuple[int, Path]]:
         shutil.rmtree(folder)
 
 
-def _start(world: World, folder: Path, broker: SecureBroker) -> subprocess.Popen[bytes]:
+def _start(
+    python: str, world: World, folder: Path, broker: SecureBroker
+) -> subprocess.Popen[bytes]:
     """Start agentd and wait until it serves a model that came the whole way."""
     identity = world.enrolled(folder / "state", url=broker.broker.url)
     certificate = broker.ca().sign(
@@ -84,7 +86,7 @@ def _start(world: World, folder: Path, broker: SecureBroker) -> subprocess.Popen
         manager.publish(topics.desired(identity.device), document, retain=True)
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "edgefleet_agent", "run", "--config", str(toml)],
+            [python, "-m", "edgefleet_agent", "run", "--config", str(toml)],
             stdout=log,
             stderr=log,
         )

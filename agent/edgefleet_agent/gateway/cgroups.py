@@ -13,7 +13,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgefleet_shared.package import Limits
+from edgefleet_shared.manifest import Limits
 
 CONTROLLERS = ("memory", "pids", "cpu")
 RUNTIME_MB = 128

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from edgefleet_agent.config import parse_address
+from edgefleet_agent.addresses import parse_address
 from edgefleet_agent.gateway.cgroups import Cgroups
 from edgefleet_agent.gateway.control_server import ControlServer
 from edgefleet_agent.gateway.deaths import DeathBook

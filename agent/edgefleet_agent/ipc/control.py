@@ -17,7 +17,8 @@ from collections.abc import Sequence
 import msgspec
 
 from edgefleet_shared.errors import UnavailableError
-from edgefleet_shared.package import FileEntry, Fpga, Golden, Limits, RuntimeNeed, TensorSpec
+from edgefleet_shared.fpga import Fpga
+from edgefleet_shared.manifest import FileEntry, Golden, Limits, RuntimeNeed, TensorSpec
 from edgefleet_shared.processing import Processing
 
 MESSAGE_MAX_BYTES = 160 * 1024
