@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgefleet_agent.ipc.control import ModelSpec
 from edgefleet_shared import safetensors_file
 from edgefleet_shared.identifiers import sha256_digest
-from edgefleet_shared.package import FileEntry, Golden, Limits, TensorSpec
+from edgefleet_shared.package import Batching, FileEntry, Golden, Limits, TensorSpec
 from edgefleet_shared.processing import Processing
 from edgefleet_shared.safetensors_file import RawTensor
 
@@ -92,6 +92,59 @@ def slow() -> bytes:
     )
 
 
+def slow_rows() -> bytes:
+    """Rounds int64 [n] -> y int64 [n], the same, after as many products as the largest says."""
+    body = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["a_in", "m"], ["a_out"]),
+            helper.make_node("Identity", ["go_in"], ["go_out"]),
+        ],
+        "body",
+        [
+            _value("i", TensorProto.INT64, []),
+            _value("go_in", TensorProto.BOOL, []),
+            _value("a_in", TensorProto.FLOAT, [64, 64]),
+        ],
+        [_value("go_out", TensorProto.BOOL, []), _value("a_out", TensorProto.FLOAT, [64, 64])],
+    )
+    eye = np.eye(64, dtype=np.float32)
+    return _bytes(
+        [
+            helper.make_node("ReduceMax", ["rounds"], ["count"], keepdims=0),
+            helper.make_node("Loop", ["count", "go", "m"], ["last"], body=body),
+            helper.make_node("ReduceMin", ["last"], ["zero"], keepdims=0),
+            helper.make_node("Cast", ["zero"], ["nothing"], to=TensorProto.INT64),
+            helper.make_node("Add", ["rounds", "nothing"], ["y"]),
+        ],
+        [_value("rounds", TensorProto.INT64, ["n"])],
+        [_value("y", TensorProto.INT64, ["n"])],
+        [numpy_helper.from_array(eye, "m"), numpy_helper.from_array(np.array(True), "go")],
+    )
+
+
+def centred() -> bytes:
+    """X float [n, 4] -> y float [n, 4]: x less the mean of all rows, so that rows are not alone."""
+    return _bytes(
+        [
+            helper.make_node("ReduceMean", ["x"], ["mean"], axes=[0], keepdims=1),
+            helper.make_node("Sub", ["x", "mean"], ["y"]),
+        ],
+        [_value("x", TensorProto.FLOAT, ["n", 4])],
+        [_value("y", TensorProto.FLOAT, ["n", 4])],
+    )
+
+
+def lookup() -> bytes:
+    """Index int64 [n] -> y float [n, 2]: rows of a table of four; another index is an error."""
+    table = np.arange(8, dtype=np.float32).reshape(4, 2)
+    return _bytes(
+        [helper.make_node("Gather", ["table", "index"], ["y"], axis=0)],
+        [_value("index", TensorProto.INT64, ["n"])],
+        [_value("y", TensorProto.FLOAT, ["n", 2])],
+        [numpy_helper.from_array(table, "table")],
+    )
+
+
 def partly() -> bytes:
     """X float [4, 4] -> y float: the determinant of the positive part of 2 x, in three nodes."""
     return _bytes(
@@ -132,12 +185,12 @@ def halves() -> bytes:
     )
 
 
-def colours(side: int = 8) -> bytes:
-    """X float [1, 3, side, side] -> y float [1, 3]: the mean of each channel."""
+def colours(side: int = 8, rows: int | str = 1) -> bytes:
+    """X float [rows, 3, side, side] -> y float [rows, 3]: the mean of each channel."""
     return _bytes(
         [helper.make_node("ReduceMean", ["x"], ["y"], axes=[2, 3], keepdims=0)],
-        [_value("x", TensorProto.FLOAT, [1, 3, side, side])],
-        [_value("y", TensorProto.FLOAT, [1, 3])],
+        [_value("x", TensorProto.FLOAT, [rows, 3, side, side])],
+        [_value("y", TensorProto.FLOAT, [rows, 3])],
     )
 
 
@@ -153,6 +206,30 @@ def greedy(megabytes: int) -> bytes:
         [_value("x", TensorProto.FLOAT, [1])],
         [_value("y", TensorProto.FLOAT, [1])],
         [size],
+    )
+
+
+def greedy_rows(megabytes: int) -> bytes:
+    """X float [n, 1] -> y float [n, 1]: fills so many megabytes for each row on the way, twice."""
+    size = numpy_helper.from_array(np.array([1, megabytes * 2**18], np.int64), "size")
+    return _bytes(
+        [
+            helper.make_node("Expand", ["x", "size"], ["big"]),
+            helper.make_node("Exp", ["big"], ["bigger"]),
+            helper.make_node("ReduceMax", ["bigger"], ["y"], axes=[1], keepdims=1),
+        ],
+        [_value("x", TensorProto.FLOAT, ["n", 1])],
+        [_value("y", TensorProto.FLOAT, ["n", 1])],
+        [size],
+    )
+
+
+def doubled() -> bytes:
+    """X float [n, m, 4] -> y float [n, m, 4], twice x."""
+    return _bytes(
+        [helper.make_node("Add", ["x", "x"], ["y"])],
+        [_value("x", TensorProto.FLOAT, ["n", "m", 4])],
+        [_value("y", TensorProto.FLOAT, ["n", "m", 4])],
     )
 
 
@@ -262,6 +339,7 @@ def package(
     accelerator: str = "cpu",
     labels: bytes | None = None,
     processing: Processing | None = None,
+    batching: Batching | None = None,
     **options,
 ) -> Package:
     """Write a model, ONNX or TFLite, into `folder` and describe it as its own graph does."""
@@ -288,7 +366,7 @@ def package(
         inputs=inputs, outputs=outputs,
         limits=limits or Limits(),
         golden=Golden("golden.safetensors", cases) if golden is not None else None,
-        session_options=options, processing=processing,
+        session_options=options, processing=processing, batching=batching,
     )  # fmt: skip
     return Package(spec, paths)
 

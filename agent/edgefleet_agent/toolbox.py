@@ -175,6 +175,7 @@ def model_spec(manifest: Manifest, variant: Variant, digest: str, threads: int) 
         cpu_fallback=variant.runtime.cpu_fallback,
         fpga=variant.fpga,
         processing=variant.processing,
+        batching=variant.batching,
         variant=variant.id,
         container=variant.runtime if variant.runtime.image else None,
     )

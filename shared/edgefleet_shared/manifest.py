@@ -93,6 +93,18 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     device_memory_mb: int = 0
 
 
+class Batching(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Dynamic batching: requests that wait are run as one, joined along the first axis.
+
+    `max_batch_size`: rows of one run at most; a request that brings more is run by itself.
+    `max_queue_delay_microseconds`: how long the oldest request may wait for company while nothing
+    else is to be run; 0: it takes along what waits already.
+    """
+
+    max_batch_size: int
+    max_queue_delay_microseconds: int = 0
+
+
 class Golden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Golden vectors: the path of a safetensors file and the tolerances of its comparison.
 
@@ -139,6 +151,7 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fpga: Fpga | None = None
     fallback: str = ""
     processing: Processing | None = None
+    batching: Batching | None = None
 
     def file(self, role: Role) -> FileEntry:
         """Return the only file of a role.

@@ -7,6 +7,7 @@ from itertools import pairwise
 from math import inf
 
 from edgefleet_shared import fpga
+from edgefleet_shared.batching_rules import check_batching
 from edgefleet_shared.errors import InvalidInputError
 from edgefleet_shared.identifiers import check_digest, check_name, check_version
 from edgefleet_shared.manifest import (
@@ -152,6 +153,7 @@ def _check_variant(variant: Variant) -> None:
         _check_golden(variant.golden, variant.files)
     _check_fpga(variant)
     check_processing(variant)
+    check_batching(variant)
 
 
 def _check_fallback(variant: Variant, variants: list[Variant]) -> None:

@@ -15,6 +15,7 @@ from edgefleet_shared import strict_json
 from edgefleet_shared.errors import InvalidInputError
 from edgefleet_shared.fpga import Fpga, Port, Registers, SlotFiles
 from edgefleet_shared.manifest import (
+    Batching,
     ContainerNeed,
     Datatype,
     FileEntry,
@@ -36,6 +37,7 @@ __all__ = [
     "MAX_FILES",
     "MEDIA_TYPE",
     "SESSION_OPTIONS",
+    "Batching",
     "ContainerNeed",
     "Datatype",
     "FileEntry",

@@ -121,6 +121,9 @@ class Backend:
         if kind == frames.RETURN:
             self._on_return(frame)
             return
+        if kind == frames.RAN:
+            self._on_run(status, number, spent)
+            return
         pending = self.in_flight.pop(number, None)
         if pending is None:
             return
@@ -135,6 +138,15 @@ class Backend:
         self._on_answer(pending, status, bytes(body), json_length, spent, nonfinite)
         if self._drained is not None and self._idle:
             self._tell_drained()
+
+    def _on_run(self, rows: int, requests: int, spent: int) -> None:
+        """Count what a worker says of a run; it comes before the answers to those requests."""
+        now = time.monotonic_ns()
+        if self.spec.batching is None or not rows or not 0 < requests <= len(self.in_flight):
+            self.kill()
+            return
+        self.counters.ran(rows, min(spent, now - self.progress_ns))
+        self.progress_ns = now
 
     def _on_return(self, frame: frames.Frame) -> None:
         if frame[1] == frames.SLOW:

@@ -17,9 +17,9 @@ class Counters:
     """Cumulative; see `control.DigestStats` for what each field means."""
 
     __slots__ = (
-        "accelerated_pct", "client_errors", "compute", "compute_ns", "crashes", "failed_ns",
-        "last_ns", "latency", "latency_ns", "memory_kb", "nonfinite", "rejected", "replayed",
-        "requests", "server_errors", "spec",
+        "accelerated_pct", "batches", "client_errors", "compute", "compute_ns", "crashes",
+        "executions", "failed_ns", "inferences", "last_ns", "latency", "latency_ns", "memory_kb",
+        "nonfinite", "rejected", "replayed", "requests", "server_errors", "spec",
     )  # fmt: skip
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -39,6 +39,9 @@ class Counters:
         self.compute_ns = 0
         self.failed_ns = 0  # of all that were not answered 200
         self.last_ns = 0  # last answer, Unix time
+        self.executions = 0  # of a model that is run in batches; else each request is one
+        self.inferences = 0  # their rows
+        self.batches: dict[int, tuple[int, int]] = {}
 
     def answered(self, latency_ns: int, compute_ns: int, nonfinite: bool) -> None:
         """Count an answer with status 200."""
@@ -52,6 +55,15 @@ class Counters:
         self.latency[index] = self.latency.get(index, 0) + 1
         index = bucket(compute_ns)
         self.compute[index] = self.compute.get(index, 0) + 1
+
+    def ran(self, rows: int, compute_ns: int) -> None:
+        """Count one run of a model that is run in batches."""
+        self.executions += 1
+        self.inferences += rows
+        assert self.spec.batching is not None
+        if rows <= self.spec.batching.max_batch_size:  # a request that brings more is no batch
+            runs, spent = self.batches.get(rows, (0, 0))
+            self.batches[rows] = runs + 1, min(spent + compute_ns, _MOST)
 
     def refused(self, status: int, latency_ns: int) -> None:
         """Count an answer with another status."""
@@ -82,6 +94,7 @@ class Counters:
     def read(self, role: str, in_flight: int, max_gap_us: int) -> DigestStats:
         """Return the counters as they go to agentd."""
         spec = self.spec
+        batched = spec.batching is not None
         return DigestStats(
             model=spec.model, version=spec.version, digest=spec.digest, role=role,
             requests=min(self.requests, _MOST), client_errors=min(self.client_errors, _MOST),
@@ -94,6 +107,9 @@ class Counters:
             latency_ns=min(self.latency_ns, _MOST), compute_ns=min(self.compute_ns, _MOST),
             failed_ns=min(self.failed_ns, _MOST),
             last_ms=self.last_ns // 1_000_000,
+            executions=min(self.executions if batched else self.requests, _MOST),
+            inferences=min(self.inferences if batched else self.requests, _MOST),
+            batches={} if role == "released" else dict(self.batches),
         )  # fmt: skip
 
 

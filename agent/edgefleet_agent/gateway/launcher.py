@@ -58,11 +58,13 @@ class Launcher:
     ) -> Started:
         """Start a worker that serves: with a socket for applications' memory, and room for loans.
 
-        A container's worker is lent nothing: it would only pass on what it is asked.
+        A container's worker is lent nothing: it would only pass on what it is asked. Nor is one
+        that batches: it joins what comes over many connections.
         """
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            with far, _room_for_loans(lends=spec.container is None) as (area, room):
+            lends = spec.container is None and spec.batching is None
+            with far, _room_for_loans(lends=lends) as (area, room):
                 channels = [far.fileno(), *room]
                 started = await self.launch(spec, files, again=again, channels=channels)
         except BaseException:

@@ -117,6 +117,7 @@ def _requests(page: Page, found: list[DigestStats]) -> None:
         [(_labels(s), queued_ns(s) / 1e9) for s in found],
     )  # fmt: skip
     for name, field, text in (
+        ("runs", "executions", "Runs of the model, each for one request or a batch."),
         ("nonfinite", "nonfinite", "Answers from a model that gave NaN or infinity."),
         ("replayed", "replayed", "Requests asked again after a worker had died."),
     ):
@@ -169,8 +170,8 @@ def _triton(page: Page, plane: Plane, found: list[DigestStats]) -> None:
     """Add Triton's counters, with its labels and units."""
     counters: dict[str, tuple[str, Callable[[DigestStats], int]]] = {
         "nv_inference_request_success": ("Requests answered.", lambda s: s.requests),
-        "nv_inference_count": ("Inferences done.", lambda s: s.requests),
-        "nv_inference_exec_count": ("Runs of the model.", lambda s: s.requests),
+        "nv_inference_count": ("Inferences done.", lambda s: s.inferences),
+        "nv_inference_exec_count": ("Runs of the model.", lambda s: s.executions),
         "nv_inference_request_duration_us": ("Whole requests.", lambda s: s.latency_ns // 1000),
         "nv_inference_queue_duration_us": ("Waiting.", lambda s: queued_ns(s) // 1000),
         "nv_inference_compute_infer_duration_us": ("Running.", lambda s: s.compute_ns // 1000),

@@ -39,8 +39,8 @@ def _one(stats: DigestStats) -> dict[str, Any]:
         "name": stats.model,
         "version": stats.version,
         "last_inference": stats.last_ms,
-        "inference_count": done,
-        "execution_count": done,
+        "inference_count": stats.inferences,
+        "execution_count": stats.executions,
         "inference_stats": {
             "success": {"count": done, "ns": stats.latency_ns},
             "fail": {"count": failed, "ns": stats.failed_ns},
@@ -51,8 +51,17 @@ def _one(stats: DigestStats) -> dict[str, Any]:
             "cache_hit": none,
             "cache_miss": none,
         },
-        "batch_stats": [],
+        "batch_stats": [_batch(rows, *runs) for rows, runs in sorted(stats.batches.items())],
         "memory_usage": [{"type": "CPU", "id": 0, "byte_size": stats.memory_kb * 1024}],
+    }
+
+
+def _batch(rows: int, runs: int, spent_ns: int) -> dict[str, Any]:
+    return {
+        "batch_size": rows,
+        "compute_input": {"count": runs, "ns": 0},
+        "compute_infer": {"count": runs, "ns": spent_ns},
+        "compute_output": {"count": runs, "ns": 0},
     }
 
 

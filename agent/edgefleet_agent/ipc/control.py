@@ -16,10 +16,10 @@ from collections.abc import Sequence
 
 import msgspec
 
+from edgefleet_agent.ipc.model_spec import ModelSpec, PreparedFile, PreparedForm
 from edgefleet_shared.errors import UnavailableError
-from edgefleet_shared.fpga import Fpga
-from edgefleet_shared.manifest import FileEntry, Golden, Limits, RuntimeNeed, TensorSpec
-from edgefleet_shared.processing import Processing
+
+__all__ = ["ModelSpec", "PreparedFile", "PreparedForm"]
 
 MESSAGE_MAX_BYTES = 160 * 1024
 MAX_FDS = 250
@@ -28,72 +28,6 @@ PREPARED_FILES = 2
 
 LAYERS = ("rlimits", "no_new_privs", "no_capabilities", "landlock", "seccomp")
 """What a worker should be shut in by; `netns` comes on top where privilege allows it."""
-
-
-class PreparedFile(msgspec.Struct, frozen=True):
-    """One file of a prepared form: digest and size in bytes."""
-
-    digest: str
-    size: int
-
-
-class PreparedForm(msgspec.Struct, frozen=True):
-    """What this device has made of a package for itself; its descriptors follow the package's.
-
-    `maker` is the runtime with its version, as `Runtime.name` and `version()` say: another one does
-    not open it. It is an aid and never trusted: where it cannot be used, the package itself is.
-    """
-
-    maker: str
-    files: list[PreparedFile]
-
-
-class ModelSpec(msgspec.Struct, frozen=True):
-    """All that gateway and worker need to know of one package variant; no URL, no key.
-
-    `placement` is what agentd chose to run it on: execution providers or delegates of this device
-    by preference, with options from its own configuration. No package has a say in it, and it
-    alone may hold a path. `cpu_fallback`: nodes that the accelerator cannot run may run on the CPU.
-
-    `container` is there for a container variant alone: its descriptors are followed by one of the
-    folder by which the container is reached, see `ipc.dial`.
-    """
-
-    model: str
-    version: str
-    digest: str
-    runtime: str
-    accelerator: str
-    providers: list[str]
-    files: list[FileEntry]
-    inputs: list[TensorSpec]
-    outputs: list[TensorSpec]
-    limits: Limits
-    golden: Golden | None = None
-    session_options: dict[str, int | str | bool] = {}
-    threads: int = 1
-    cpu_fallback: bool = True
-    variant: str = ""
-    placement: dict[str, dict[str, str]] = {}
-    fpga: Fpga | None = None
-    processing: Processing | None = None
-    container: RuntimeNeed | None = None
-    prepared: PreparedForm | None = None
-
-    @property
-    def descriptors(self) -> int:
-        """How many descriptors travel with it.
-
-        One a file; what the model is reached by, a core's register window or a container's folder;
-        last, those of the prepared form.
-        """
-        by_hand = self.container is not None or bool(self.fpga and self.fpga.registers)
-        return len(self.files) + by_hand + self.prepared_files
-
-    @property
-    def prepared_files(self) -> int:
-        """How many of the descriptors, the last ones, are the prepared form's."""
-        return len(self.prepared.files) if self.prepared else 0
 
 
 class Hello(msgspec.Struct, tag=True, frozen=True):
@@ -201,9 +135,10 @@ class Shutdown(msgspec.Struct, tag=True, frozen=True):
 class Outcome(msgspec.Struct, tag=True, frozen=True):
     """How a request ended; `code` and `message` are for a report.
 
-    Codes of Prove and Load: `load_failed`, `golden_mismatch`, `load_timeout`, `out_of_memory`,
-    `crashed`, `canceled`, `sandbox_violation`, `unsupported_runtime`, `unsupported_accelerator`,
-    and those of the lint. Times are milliseconds, memory the worker's private kilobytes and the
+    Codes of Prove and Load: `load_failed`, `golden_mismatch`, `batch_mismatch`, `load_timeout`,
+    `out_of_memory`, `crashed`, `canceled`, `sandbox_violation`, `unsupported_runtime`,
+    `unsupported_accelerator`, and those of the lint. Times are milliseconds, memory the worker's
+    private kilobytes and the
     most anonymous memory that loading took; `sandbox` names the layers that the worker was shut in
     by. `accelerated_pct` is the share of the model's nodes on the variant's accelerator (-1 = not
     known), `median_us` the median run of a proof that measured. `prepared`: the prepared form is
@@ -246,6 +181,9 @@ class DigestStats(msgspec.Struct, frozen=True):
     between two answers while a request was open: a time without requests is no gap.
     `latency_ns` and `compute_ns` are the sums of what the histograms hold, `failed_ns` that of all
     requests answered otherwise, `last_ms` the last answer's time since the Unix epoch.
+    `executions` are runs of the model and `inferences` their rows, as Triton counts: without
+    batching each request is one of both. `batches`, of a loaded model that is run in batches, holds
+    by rows how many runs there were and their nanoseconds.
     """
 
     model: str
@@ -269,6 +207,9 @@ class DigestStats(msgspec.Struct, frozen=True):
     compute_ns: int = 0
     failed_ns: int = 0
     last_ms: int = 0
+    executions: int = 0
+    inferences: int = 0
+    batches: dict[int, tuple[int, int]] = {}
 
 
 class StatsReply(msgspec.Struct, tag=True, frozen=True):

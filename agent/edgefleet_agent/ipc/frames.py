@@ -29,6 +29,10 @@ LEND: Final = 7  # gateway -> worker: a connection for the slot `number`, its de
 RECALL: Final = 8  # gateway -> worker: give the connection of slot `number` back, or `ALL`
 RETURN: Final = 9  # worker -> gateway: slot `number` is back, status = why
 """Its body is an answer that did not fit; JSON length = where that request ends in the slot."""
+RAN: Final = 10  # worker -> gateway, before the answers: one run of a model that is run in batches
+"""status = its rows (`ROWS_MAX` at most), number = the requests that it was for, nanoseconds."""
+
+ROWS_MAX: Final = 0xFFFF
 
 ALL: Final = 0xFFFFFFFF
 

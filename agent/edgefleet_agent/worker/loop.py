@@ -12,10 +12,10 @@ from typing import Final
 
 from edgefleet_agent.ipc import frames, loans
 from edgefleet_agent.worker.answering import TOO_LATE, Answer, Answerer
+from edgefleet_agent.worker.calls import OUT_OF_MEMORY
 from edgefleet_agent.worker.lent import Desk, Lent
 from edgefleet_agent.worker.lent_frames import LentFrames, Mine
 from edgefleet_agent.worker.lent_http import Heads
-from edgefleet_agent.worker.opening import OUT_OF_MEMORY
 from edgefleet_agent.worker.pace import Pace
 from edgefleet_agent.worker.pool import Pool
 
@@ -161,7 +161,7 @@ class Loop:
         answer = self._answer(body, json_length, deadline, client)
         if not self._out:
             self._unsent_since = time.monotonic_ns()
-        self._out += _framed(number, answer)
+        self._out += framed(number, answer)
 
     def _answer(self, body: memoryview, json_length: int, deadline: int, client: int) -> Answer:
         if deadline < time.monotonic_ns():
@@ -189,13 +189,13 @@ class Loop:
 
         def work(*, again: bool = True) -> None:
             answer = self._answer(body, json_length, deadline, client)
-            if again and _lacks_memory(answer):
+            if again and lacks_memory(answer):
                 pool.narrow()  # the package's limit is for one run at a time
                 pool.put(lambda: work(again=False), alone=True)
                 return
             if lent is not None:
                 self._buffer.recycle(lent)
-            self._send_frame(b"".join(_framed(number, answer)))
+            self._send_frame(b"".join(framed(number, answer)))
 
         alone = kind & ~frames.FAST == frames.INFER_ALONE
         pool.put(lambda: work(again=not alone), alone=alone)
@@ -208,13 +208,15 @@ class Loop:
             return  # the gateway is gone; the loop sees that too
 
 
-def _framed(number: int, answer: Answer) -> list[bytes]:
+def framed(number: int, answer: Answer) -> list[bytes]:
+    """Return the frame of an answer, in parts."""
     kind = frames.ANSWER_NONFINITE if answer.nonfinite else frames.ANSWER
     length = sum(map(len, answer.parts))
     head = frames.head(kind, answer.status, number, answer.json_length, answer.spent, length)
     return [head, *answer.parts]
 
 
-def _lacks_memory(answer: Answer) -> bool:
+def lacks_memory(answer: Answer) -> bool:
+    """Tell whether a run failed because it would have needed more memory than there was."""
     text = answer.parts[0] if answer.status == 500 else b""
     return any(sign.encode() in text for sign in (*OUT_OF_MEMORY, "MemoryError"))

@@ -14,15 +14,14 @@ import numpy as np
 
 from edgefleet_agent.ipc.frames import Order, Report
 from edgefleet_agent.ports import Accelerator, Preparing, Runtime, Session
-from edgefleet_agent.worker import compose, descriptors, golden, lint, sandbox, tensors
-from edgefleet_agent.worker.codec import fits
+from edgefleet_agent.worker import batch_proof, compose, descriptors, golden, lint, sandbox
+from edgefleet_agent.worker.calls import OUT_OF_MEMORY, run_checked, zeros
 from edgefleet_agent.worker.peak import Peak
 from edgefleet_agent.worker.processing import images
 from edgefleet_agent.worker.processing.around import Around, read_labels
 from edgefleet_shared.errors import EdgeFleetError, IncompatibleError, InvalidInputError
 
 WARM_UP_RUNS = 3
-OUT_OF_MEMORY = ("bad_alloc", "Failed to allocate memory", "std::length_error", "errno 12")
 MEASURE_S = 0.5
 MEASURE_LEAST, MEASURE_MOST = 5, 500
 """How long and how often a proof that measures runs the golden inputs; at least the least."""
@@ -124,6 +123,8 @@ def _open(order: Order, files: Sequence[int], prepared: Sequence[int]) -> Opened
         found = run_checked(session, order, case.inputs)
         assert spec.golden is not None
         golden.compare(index, found, case.outputs, spec.golden)
+    if spec.batching is not None:
+        batch_proof.prove(session, order, cases, spec.batching)
     proved = time.monotonic_ns()
     inputs = cases[0].inputs if cases else zeros(order)
     runs: list[int] = []
@@ -206,39 +207,3 @@ def golden_cases(order: Order, files: Sequence[int]) -> list[golden.Case]:
 def maker(runtime: Runtime) -> str:
     """Return what a prepared form must say of the runtime that made it."""
     return f"{runtime.name} {runtime.version()}"
-
-
-def zeros(order: Order) -> dict[str, np.ndarray]:
-    """Return one input of zeros and empty texts; dimensions that vary are one."""
-    made: dict[str, np.ndarray] = {}
-    for tensor in order.spec.inputs:
-        shape = [1 if size == -1 else size for size in tensor.shape]
-        if tensor.datatype == "BYTES":
-            made[tensor.name] = np.full(shape, "", object)
-        else:
-            made[tensor.name] = np.zeros(shape, tensors.DTYPES[tensor.datatype])
-    return made
-
-
-def run_checked(
-    session: Session, order: Order, inputs: dict[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """Run once and compare the outputs with the signature.
-
-    Raises:
-        ValueError: The model does not do what its signature says.
-        RuntimeError: The runtime failed.
-    """
-    found = session.run(inputs)
-    for tensor in order.spec.outputs:
-        array = found.get(tensor.name)
-        if not isinstance(array, np.ndarray):
-            raise ValueError(  # noqa: TRY004 - the model is wrong, not a caller
-                f"The model has no output tensor {tensor.name!r}; it has {', '.join(found)}."
-            )
-        if tensors.datatype(array) != tensor.datatype or not fits(list(array.shape), tensor):
-            raise ValueError(
-                f"Output {tensor.name!r} is {tensors.datatype(array)} {list(array.shape)}; the "
-                f"package says {tensor.datatype} {tensor.shape}."
-            )
-    return found

@@ -16,7 +16,8 @@ import numpy as np
 from edgefleet_agent.ipc.frames import Order, Report
 from edgefleet_agent.ports import Accelerator, Preparing, Runtime
 from edgefleet_agent.worker import compose, descriptors, golden, lint
-from edgefleet_agent.worker.opening import golden_cases, maker, run_checked, zeros
+from edgefleet_agent.worker.calls import run_checked, zeros
+from edgefleet_agent.worker.opening import golden_cases, maker
 from edgefleet_shared.errors import EdgeFleetError
 from edgefleet_shared.package import Golden
 

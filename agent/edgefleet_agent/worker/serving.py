@@ -17,13 +17,16 @@ from edgefleet_agent.ipc.control import PREPARED_FILES as MADE
 from edgefleet_agent.ports import Session
 from edgefleet_agent.worker import preparing, sandbox
 from edgefleet_agent.worker.answering import Answerer
+from edgefleet_agent.worker.batch_loop import BatchLoop
 from edgefleet_agent.worker.codec import Codec
 from edgefleet_agent.worker.fast_codec import FastCodec
+from edgefleet_agent.worker.joint import Joint
 from edgefleet_agent.worker.lent_http import Heads
 from edgefleet_agent.worker.loop import Loop
 from edgefleet_agent.worker.opening import Opened, import_code, open_model
 from edgefleet_agent.worker.pace import Pace
 from edgefleet_agent.worker.pool import Pool
+from edgefleet_agent.worker.processing.around import Around
 
 _REPARENT_S = 5.0
 
@@ -65,7 +68,24 @@ def main(fd: int) -> None:
         answerer = Answerer(opened.session, door, codec, fast)
         pace = Pace(opened.runs, elsewhere=order.spec.container is not None)
         pool = _pool(order, opened.session)
-        Loop(sock, buffer, answerer, pace, pool, area, Heads(order.spec)).run()
+        if order.spec.batching is not None:
+            joint = _joint(order, opened.session, door, answerer)
+            threads = pool or Pool(1)  # so that it receives while it runs
+            BatchLoop(sock, buffer, answerer, pace, threads, joint, order.spec.batching).run()
+        else:
+            Loop(sock, buffer, answerer, pace, pool, area, Heads(order.spec)).run()
+
+
+def _joint(order: frames.Order, session: Session, door: Session, answerer: Answerer) -> Joint:
+    """Return what runs several requests as one."""
+    processing = order.spec.processing
+    return Joint(
+        session,
+        door if isinstance(door, Around) else None,
+        answerer,
+        [tensor.name for tensor in order.spec.outputs],
+        pictures=bool(processing and processing.pre),
+    )
 
 
 def _map_area(channels: list[int]) -> loans.Area | None:

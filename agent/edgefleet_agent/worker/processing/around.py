@@ -57,13 +57,32 @@ class Around:
             ValueError: An input does not fit the model.
             RuntimeError: The runtime failed, or its outputs do not suit a step.
         """
-        given, geometry = dict(inputs), None
-        if self._processing.pre:
-            array, geometry = before.prepare(
-                given.pop(self._processing.image), self._processing.pre
-            )
-            given[self._target] = array
-        found = self._session.run(given)
+        given, geometry = self.before(inputs)
+        return self.after(self._session.run(given), geometry)
+
+    def before(
+        self, inputs: Mapping[str, np.ndarray]
+    ) -> tuple[Mapping[str, np.ndarray], images.Geometry | None]:
+        """Return what the model takes, and where in an image that was.
+
+        Raises:
+            InvalidInputError: The image cannot be used.
+        """
+        if not self._processing.pre:
+            return inputs, None
+        given = dict(inputs)
+        image = given.pop(self._processing.image)
+        given[self._target], geometry = before.prepare(image, self._processing.pre)
+        return given, geometry
+
+    def after(
+        self, found: Mapping[str, np.ndarray], geometry: images.Geometry | None
+    ) -> dict[str, np.ndarray]:
+        """Return the outer outputs of what the model gave.
+
+        Raises:
+            RuntimeError: An output does not suit a step.
+        """
         answers = Answers()
         answers.nonfinite = any(
             array.dtype.kind == "f" and not np.isfinite(array).all() for array in found.values()
