@@ -10,6 +10,7 @@ from typing import NamedTuple
 from msgspec import structs
 
 from edgefleet_provisioning import (
+    batch_check,
     container_build,
     fpga_build,
     golden,
@@ -29,7 +30,13 @@ from edgefleet_provisioning.variant_build import Blob, Built
 from edgefleet_provisioning.variants_file import FIRST, Wanted
 from edgefleet_shared.alike import check_pair
 from edgefleet_shared.errors import InvalidInputError
-from edgefleet_shared.package import ContainerNeed, Manifest, ReferenceHistogram, TensorSpec
+from edgefleet_shared.package import (
+    Batching,
+    ContainerNeed,
+    Manifest,
+    ReferenceHistogram,
+    TensorSpec,
+)
 from edgefleet_shared.processing import Processing
 
 CASES_OF_SAMPLE = 4
@@ -54,6 +61,7 @@ class Request(NamedTuple):
     image: str = ""
     tensors: Path | None = None
     container: ContainerNeed = ContainerNeed()
+    batching: Batching | None = None
 
 
 class Draft(NamedTuple):
@@ -106,7 +114,7 @@ def prepare(request: Request, say: Callable[[str], None]) -> Draft:
     cases = _cases(request, report, sample, say)
     first = Wanted(
         FIRST, list(about.hardware), memory_mb=about.memory_mb, load_s=about.load_s,
-        model=str(model),
+        model=str(model), batching=request.batching,
     )  # fmt: skip
     shop = _Shop(request, about, vouched, say)
     built = [shop.build(first, report, cases, "")]
@@ -128,11 +136,11 @@ def _box(request: Request) -> Wanted:
 
 def _container_alone(request: Request, about: Description) -> Draft:
     """Build a version whose only variant is a container; its answers cannot be computed here."""
-    beside = (request.key, request.processing, request.variants)
+    beside = (request.key, request.processing, request.variants, request.batching)
     if not request.image or not request.tensors or any(beside):
         raise InvalidInputError(
-            "Give a model file, or --image with --tensors; a maker's signature, --processing and "
-            "--variants are for model files.",
+            "Give a model file, or --image with --tensors; a maker's signature, --processing, "
+            "--variants and --max-batch-size are for model files.",
             code="usage",
         )
     tensors = container_build.read_tensors(request.tensors)
@@ -162,7 +170,8 @@ class _Shop(NamedTuple):
         """Return a variant of a model: what does not even load here must not be published."""
         model = Path(wanted.model)
         run = runners.load(model, report.runtime)
-        vectors = golden.encode(golden.compute(run, cases, report.outputs)) if cases else b""
+        cases = golden.compute(run, cases, report.outputs) if cases else []
+        vectors = golden.encode(cases) if cases else b""
         spdx = licenses.check(self.about.license)
         steps = self.steps(wanted, report)
         blobs = package_build.blobs(
@@ -173,7 +182,9 @@ class _Shop(NamedTuple):
         )
         if self.vouched:
             intake.check_package(self.vouched, model, blobs, prefix.rstrip("/") or ".")
-        return Built(wanted, report, blobs, len(cases), steps)
+        built = Built(wanted, report, blobs, len(cases), steps)
+        batch_check.check(built.variant(), run, cases)
+        return built
 
     def steps(self, wanted: Wanted, report: LintReport) -> Processing | None:
         """Return what is declared around a variant, checked against its tensors."""

@@ -74,6 +74,7 @@ class Built(NamedTuple):
             fallback=wanted.fallback,
             fpga=wanted.fpga,
             processing=self.processing,
+            batching=wanted.batching,
         )
 
 

@@ -14,7 +14,7 @@ import msgspec
 
 from edgefleet_shared.errors import InvalidInputError
 from edgefleet_shared.identifiers import check_name
-from edgefleet_shared.package import MANIFEST_MAX_BYTES, ContainerNeed, Fpga
+from edgefleet_shared.package import MANIFEST_MAX_BYTES, Batching, ContainerNeed, Fpga
 
 MAX_VARIANTS = 32
 FIRST = "cpu"
@@ -40,6 +40,7 @@ class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         cpu_fallback: Whether nodes of it may run on the CPU.
         fallback: The variant that answers while this one cannot.
         container: How a container is asked, and what it may take.
+        batching: As a manifest has it; that of the command line is the first variant's alone.
         fpga: As a manifest has it; a core with registers needs no `model`. Its files are named
             relative to the file of variants.
     """
@@ -59,6 +60,7 @@ class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cpu_fallback: bool = True
     fallback: str = ""
     container: ContainerNeed = ContainerNeed()
+    batching: Batching | None = None
     fpga: Fpga | None = None
 
     @property

@@ -9,6 +9,7 @@ from typing import Any
 from edgefleet_shared.errors import InvalidInputError
 from edgefleet_shared.identifiers import check_name
 from edgefleet_shared.messages import Policy, SwapWay
+from edgefleet_shared.package import Batching
 from edgefleet_shared.times import parse_time
 
 LABEL = re.compile(r"([a-z0-9](?:[a-z0-9_-]{0,61}[a-z0-9])?)=(.{0,256})", re.DOTALL)
@@ -45,6 +46,22 @@ def label_changes(texts: Sequence[str]) -> dict[str, str | None]:
         match = REMOVED.fullmatch(text)
         found |= {match[1]: None} if match and "=" not in text else labels([text])
     return found
+
+
+def batching(max_batch_size: int, max_queue_delay_us: int) -> Batching | None:
+    """Return what a manifest says of batching; None if nothing was typed.
+
+    Raises:
+        InvalidInputError: A delay without a size (code `usage`).
+    """
+    if max_batch_size:
+        return Batching(max_batch_size, max_queue_delay_us)
+    if max_queue_delay_us:
+        raise InvalidInputError(
+            "--max-queue-delay-us needs --max-batch-size: how many rows are run as one.",
+            code="usage",
+        )
+    return None
 
 
 def waves(canary: Sequence[str], specs: Sequence[str]) -> list[dict[str, Any]] | None:

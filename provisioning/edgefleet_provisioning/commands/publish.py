@@ -59,6 +59,12 @@ def publish(
         Path | None,
         typer.Option(help="TOML or JSON: steps before and after the model, as JPEG to labels."),
     ] = None,
+    max_batch_size: Annotated[
+        int, typer.Option(help="Rows that a device may run as one. Default: no batching.")
+    ] = 0,
+    max_queue_delay_us: Annotated[
+        int, typer.Option(help="Microseconds that a request may wait for others to join.")
+    ] = 0,
     spdx: Annotated[
         str, typer.Option("--license", help="SPDX expression. Default: NOASSERTION.")
     ] = "",
@@ -120,6 +126,7 @@ def publish(
         model, about, golden, sample, labels, max_tensor_mb, require_signature, signature,
         processing, variants, image, tensors,
         ContainerNeed(port, served_as, concurrency, cpus, pids),
+        arguments.batching(max_batch_size, max_queue_delay_us),
     )  # fmt: skip
     if output:
         draft = prepare(request, voice.note)
