@@ -14,6 +14,7 @@ from edgefleet_agent.config import Config as AgentConfig
 from edgefleet_cloud.config import Config as CloudConfig
 from edgefleet_shared import processing, topics
 from edgefleet_shared.messages import Policy
+from edgefleet_shared.package import Batching
 from edgefleet_shared.states import DeploymentState, RolloutState, WaveState
 from tests.house import tree
 from tests.house.documents import text_of
@@ -44,7 +45,12 @@ def rows(title: str) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     ("title", "kind"),
-    [("agent.toml", AgentConfig), ("cloud.toml", CloudConfig), ("Policy", Policy)],
+    [
+        ("agent.toml", AgentConfig),
+        ("cloud.toml", CloudConfig),
+        ("Policy", Policy),
+        ("Batching", Batching),
+    ],
 )
 def test_every_configuration_key_is_listed_with_its_default(title, kind):
     """The table has each key once, with the default that the code has, and no other."""
