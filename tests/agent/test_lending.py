@@ -188,15 +188,19 @@ def test_a_client_that_does_not_read_disturbs_nobody(serving):
     client.close()
 
 
-def test_more_connections_than_a_worker_holds(serving):
-    """Those beyond are relayed; all are answered, and all let go in the end."""
+def test_a_crowd_is_relayed_and_who_is_left_is_lent(serving):
+    """Of many that ask at once none is lent and who was is taken back; one alone is lent again."""
     gateway, pid = serving
     clients = [Client(gateway) for _ in range(80)]
+    first = clients[0]
+    wait_for(lambda: first.ask(GOOD)[0] == 200 and held(pid) == 1, "a connection to be lent")
     for _ in range(3):
         for client in clients:
             client.send(request_bytes(GOOD))
         assert {client.answer()[0] for client in clients} == {200}
-    assert held(pid) == 64
-    for client in clients:
+    wait_for(lambda: held(pid) == 0, "the worker to have given it back")
+    last = clients.pop()
+    wait_for(lambda: last.ask(GOOD)[0] == 200 and held(pid) == 1, "one alone to be lent")
+    for client in [*clients, last]:
         client.close()
     wait_for(lambda: held(pid) == 0, "the worker to let go of all")

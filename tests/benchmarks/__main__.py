@@ -35,6 +35,7 @@ def main() -> int:
     length.add_argument("--quick", action="store_true", help="within a minute on 2 quiet cores")
     length.add_argument("--full", action="store_true", help="the default")
     parser.add_argument("--json", action="store_true", help="figures as one JSON object, last")
+    parser.add_argument("--case", action="append", help="this case alone, where there are cases")
     given = parser.parse_args()
     if given.name is None:
         for name, text in NAMES.items():
@@ -42,7 +43,13 @@ def main() -> int:
         return 0
     compile_imports()
     before = stolen_ms()
-    figures = import_module(f"tests.benchmarks.{given.name}").run(quick=given.quick)
+    module = import_module(f"tests.benchmarks.{given.name}")
+    cases = getattr(module, "CASES", ())
+    if unknown := set(given.case or ()) - set(cases):
+        known = f"of {', '.join(cases)}" if cases else "at all"
+        parser.error(f"{given.name} has no case {min(unknown)}, only {known}")
+    chosen = {"cases": given.case} if given.case else {}
+    figures = module.run(quick=given.quick, **chosen)
     figures["cores"] = len(os.sched_getaffinity(0))
     figures["stolen_ms"] = stolen_ms() - before
     for key, value in figures.items():

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -31,23 +32,23 @@ QUICK = {
     "container": Effort(4, 0.05, 3, 2), "cnn": Effort(2, 0.05, 6, 2),
     "cnn_drain": Effort(2, 0.05, 6, 2), "mlserver": Effort(20, 0.05, 3, 2),
 }  # fmt: skip
-LONG = ("mlserver_bump",)
-"""Cases of the full run alone."""
 """A network that keeps every core busy leaves a load little time: its swaps are slow."""
+CASES = (*QUICK, "mlserver_bump")
+"""The last one is of the full run alone."""
 CNN_LAYERS = 24
 """Of 2.4 MB each but the first two: 52 MB."""
 VALUES = fp32("x", [index / 64 for index in range(64)], [1, 64])
 
 
-def run(*, quick: bool) -> dict[str, Any]:
-    """Return the figures; quick: fewer swaps, shorter pauses."""
+def run(*, quick: bool, cases: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the figures, of all cases unless some are named; quick: fewer swaps, less peace."""
     figures: dict[str, Any] = {"load_average": os.getloadavg()[0]}
     with tempfile.TemporaryDirectory(prefix="ef") as name:
         folder = Path(name)
         command, figures["client"] = load.build(folder)
-        for case in QUICK if quick else (*QUICK, *LONG):
+        for case in cases or (QUICK if quick else CASES):
             with ExitStack() as stack:
-                effort = QUICK[case] if quick else FULL
+                effort = QUICK.get(case, FULL) if quick else FULL
                 home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ef")))
                 if case == "container" and (why := _no_containers()):
                     figures[case] = {"skipped": why, "failed": 0}

@@ -334,11 +334,11 @@ class Connection:
         slots = self._slots.all
         for slot in slots:
             slot.uses += 1
-        self._lent = slots
+        self._lent, self._streak = slots, 0
         if self._endpoints.lend(self, *self._asked, slots) is None:
             self._take_back()
             return
-        self._lent_for, self._streak = self._asked[0], 0
+        self._lent_for = self._asked[0]
         self._look()
 
     def _take_back(self) -> None:

@@ -280,7 +280,8 @@ class Connection(asyncio.Protocol):
             return
         if lent_for := self._endpoints.offer(self, self._target):
             transport.pause_reading()
-            self._lent, self._lent_for, self._streak = True, lent_for, 0
+            self._lent, self._lent_for = True, lent_for
+        self._streak = 0  # if it was not taken, the next offer comes as late
 
     def fileno(self) -> int:
         """Return the connection's descriptor, -1 once it is closed."""

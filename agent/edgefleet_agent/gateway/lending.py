@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 _SWEEPS: Final = 4  # within the time after which a worker that does nothing is taken for hung
 _HUNG_SWEEPS: Final = _SWEEPS + 1
 
+_RECENT_NS: Final = 100_000_000
+"""Who has not been worth lending for so long does not count."""
+
 
 class Borrower(Protocol):
     """A connection that can be lent; `client` is its number on the fast path, 0 for HTTP."""
@@ -66,6 +69,8 @@ class Loans:
         self._lent: dict[int, _Loan] = {}
         self._seen: dict[int, tuple[tuple[int, ...], int]] = {}
         self._recalled_ns = 0  # since when all of them are asked for
+        self._asked: dict[Borrower, int] = {}  # who could be lent, and when it was so last
+        self._thinning = False  # all are asked for, to be relayed
 
     def __len__(self) -> int:
         """Return how many connections the worker has."""
@@ -75,6 +80,20 @@ class Loans:
     def running(self) -> int:
         """Return how many of them have a request that runs just now."""
         return sum(loan.slot.running for loan in self._lent.values())
+
+    def crowded(self, borrower: Borrower) -> bool:
+        """Note that a connection is worth lending; tell whether too many are, and take all back."""
+        now = time.monotonic_ns()
+        self._asked.pop(borrower, None)
+        self._asked[borrower] = now
+        while (first := next(iter(self._asked.items())))[1] < now - _RECENT_NS:
+            del self._asked[first[0]]
+        if len(self._asked) + len(self._lent) <= loans.SLOTS:
+            return False
+        if self._lent and not self._thinning:
+            self._thinning = True
+            self._link.send(frames.head(frames.RECALL, 0, frames.ALL, 0, 0, 0), b"")
+        return True
 
     def lend(self, borrower: Borrower) -> bool:
         """Give a connection away that is at a request boundary; return whether it is gone."""
@@ -88,6 +107,7 @@ class Loans:
         ):
             return False
         self._free.pop()
+        self._asked.pop(borrower, None)
         self._lent[number] = _Loan(borrower, slot)
         return True
 
@@ -123,6 +143,7 @@ class Loans:
         if loan is not None:
             self._free.append(number)
             self._seen.pop(number, None)
+            self._thinning = self._thinning and bool(self._lent)
         return loan
 
     def bury(self) -> int:
@@ -220,7 +241,9 @@ class Lending:
         backend = route.find(version) if route else None
         if route is None or backend is not route.active or backend.loans is None:
             return None
-        if backend.pace.long or route.waiting or not backend.bring(shared):
+        if backend.pace.long or route.waiting or backend.loans.crowded(borrower):
+            return None
+        if not backend.bring(shared):
             return None
         if not backend.loans.lend(borrower):
             return None

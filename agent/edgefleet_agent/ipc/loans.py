@@ -24,8 +24,12 @@ from typing import Final, NamedTuple
 from edgefleet_shared.errors import InvalidInputError
 from edgefleet_shared.histogram import EDGES_NS
 
-SLOTS: Final = 64
-"""Connections that one worker may hold; it needs as many descriptors."""
+SLOTS: Final = 2
+"""Connections that one worker may hold; it needs as many descriptors.
+
+It answers one after the other. Of more, the gateway reads the next requests meanwhile and passes
+answers on in bundles, which is faster.
+"""
 
 BUFFER: Final = 64 * 1024
 """Bytes of one request, and of one answer, that fit."""

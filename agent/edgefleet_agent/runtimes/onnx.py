@@ -45,14 +45,15 @@ class OnnxSession:
     ) -> None:
         self.device_share = device_share
         self._session = session
-        self._run = session.run
+        # What `session.run` checks first, in 2 of a tiny model's 7 us, the codec has checked.
+        self._run = getattr(getattr(session, "_sess", None), "run", session.run)
         self._mappings = mappings
         self._outputs = [output.name for output in session.get_outputs()]
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return every output by name; errors as the port says."""
         try:
-            found = self._run(self._outputs, inputs)
+            found = self._run(self._outputs, inputs, None)
         except INVALID as error:
             raise ValueError(f"The model refuses its input: {_first_line(error)}") from error
         except Exception as error:  # onnxruntime's errors share no base but Exception

@@ -210,6 +210,8 @@ class Codec:
         Raises:
             InvalidInputError: One is missing.
         """
+        if len(arrays) == len(self._inputs):  # each is known, and there once
+            return
         if missing := self._inputs.keys() - set(arrays):
             raise InvalidInputError(f"Input {min(missing)!r} is missing.")
 
@@ -263,6 +265,8 @@ class Codec:
 
 def fits(shape: Sequence[int], expected: TensorSpec) -> bool:
     """Tell whether a concrete shape fits a signature, where -1 is any size."""
+    if shape == expected.shape and -1 not in shape:
+        return True
     return len(shape) == len(expected.shape) and all(
         got >= 0 and want in {-1, got} for got, want in zip(shape, expected.shape, strict=True)
     )
