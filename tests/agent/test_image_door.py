@@ -15,6 +15,7 @@ from PIL import Image
 
 from edgefleet_agent.ipc.control import ModelSpec
 from edgefleet_agent.toolbox import model_spec
+from edgefleet_agent.worker.bodies import told
 from edgefleet_shared import processing as p
 from tests import tflite_models as light
 from tests.models import colours, linear, logarithm, package
@@ -66,6 +67,37 @@ def test_a_jpeg_as_the_body_gets_labels(door):
     assert found["classes"] == [1, 2]
     np.testing.assert_allclose(found["scores"], [250 / 255, 60 / 255], atol=0.02)
     assert [one["shape"] for one in answer["outputs"]] == [[1, 2]] * 3
+
+
+def test_a_jpeg_without_the_header_is_told_which_one(door):
+    """What curl sends by `--data-binary @photo.jpg` alone gets the line to add; so does a form."""
+    kind = {"Content-Type": "application/x-www-form-urlencoded"}
+    status, answer, _ = door.request("POST", PATH, jpeg(20, 250, 60), kind)
+    assert (status, answer["code"]) == (400, "invalid_request")
+    assert answer["error"] == (
+        "The body is not JSON; it begins like a JPEG file. If it is the input 'image' itself, add "
+        "the header 'Inference-Header-Content-Length: 0' (curl: --header "
+        "'Inference-Header-Content-Length: 0' --data-binary @FILE)."
+    )
+    form = b'--x\r\nContent-Disposition: form-data; name="file"\r\n\r\n' + jpeg(1, 2, 3)
+    status, answer, _ = door.request("POST", PATH, form + b"\r\n--x--\r\n")
+    assert (status, "begins like a form" in answer["error"]) == (400, True)
+
+
+@pytest.mark.parametrize(
+    ("body", "inputs", "said"),
+    [
+        (b"{", ["x"], "not as the protocol says: why"),
+        (b"", ["x"], "not as the protocol says: why"),
+        (b"[1]", ["x"], "not as the protocol says: why"),
+        (b"\x89PNG\r\n", ["x"], "a PNG file. If it is the input 'x'"),
+        (bytes(16), ["x"], "The body is not JSON. If it is the input 'x'"),
+        (bytes(16), ["x", "mask"], "This model takes x, mask"),
+    ],
+)
+def test_what_is_said_of_a_body_that_is_not_json(body, inputs, said):
+    """Text gets the decoder's reason, a file its kind, several inputs the form that they need."""
+    assert said in told(memoryview(body), inputs, "why")
 
 
 def test_a_jpeg_in_json_and_in_binary_get_the_same(door):

@@ -15,7 +15,7 @@ import numpy as np
 from edgefleet_agent.ipc.control import ModelSpec
 from edgefleet_agent.ipc.fast import Tensor
 from edgefleet_agent.ipc.frames import NO_JSON
-from edgefleet_agent.worker import tensors
+from edgefleet_agent.worker import bodies, tensors
 from edgefleet_shared.errors import InvalidInputError
 from edgefleet_shared.package import TensorSpec
 from edgefleet_shared.processing_rules import outer
@@ -108,9 +108,9 @@ class Codec:
         try:
             request = _decode(body[:json_length])
         except msgspec.DecodeError as error:
-            raise InvalidInputError(f"The request is not as the protocol says: {error}.") from error
+            raise InvalidInputError(bodies.told(body, self._inputs, str(error))) from error
         except UnicodeDecodeError as error:
-            raise InvalidInputError("The request is not UTF-8.") from error
+            raise InvalidInputError(bodies.told(body, self._inputs, "it is not UTF-8")) from error
         except RecursionError as error:
             raise InvalidInputError("The request is nested too deeply.") from error
         if self.raw is not None and request.parameters.get("raw") is True:
@@ -169,7 +169,10 @@ class Codec:
     def _decode_raw(self, body: memoryview) -> Decoded:
         """Take a body that is the only input itself; of a file, answer as JSON."""
         if len(self._inputs) != 1:
-            raise InvalidInputError("A raw binary request needs a model with one input.")
+            raise InvalidInputError(
+                "A raw binary request needs a model with one input; this one takes "
+                f"{', '.join(self._inputs)}."
+            )
         (expected,) = self._inputs.values()
         if expected.name == self._blob and expected.datatype == "BYTES":
             file = np.array([bytes(body)], object)
