@@ -82,6 +82,11 @@ class Bench:
             self._process.kill()
             self._process.wait()
 
+    def processes(self) -> set[int]:
+        """Return the process ids of gateway, zygote and workers, also of those that are ending."""
+        assert self._process is not None
+        return set(_family(self._process.pid))
+
     def memory_kb(self) -> int:
         """Return the memory of gateway, zygote and workers that no file backs.
 

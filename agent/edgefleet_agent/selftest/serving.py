@@ -20,7 +20,8 @@ SWAPS: Final = 10
 CLIENTS: Final = 2
 LEFT_OVER_KB: Final = 8192
 """More than this, still held after a release, is memory that does not come back."""
-SETTLE_S: Final = 5.0
+SETTLE_S: Final = 15.0
+"""A worker drains for at most ten seconds before it is ended."""
 NOT_HERE: Final = frozenset({"unsupported_runtime", "unsupported_accelerator"})
 
 
@@ -64,6 +65,7 @@ class _Pair:
         self._bench, self._name = bench, f"{runtime} on {kind}"
         both = (models.tiny(folder, runtime, kind, version) for version in (1, 2))
         self._models = [one._replace(spec=place(one.spec)) for one in both]
+        self._workers: set[int] = set()
 
     def rows(self) -> Iterator[Row]:
         """Yield what was found; nothing more once it has failed."""
@@ -99,6 +101,7 @@ class _Pair:
             outcome = self._bench.client.load(one.spec, fds)
         if not outcome.ok:
             raise UnavailableError(outcome.message, code=outcome.code)
+        self._workers.add(outcome.pid)
         return outcome
 
     def _ask(self) -> Application:
@@ -181,14 +184,23 @@ class _Pair:
         return f"{after - before} kB were not given back" if over else ""
 
     def _settled(self) -> int:
-        """Return the memory once no worker is left and it no longer falls."""
+        """Return the memory once no worker is left and it no longer falls.
+
+        A model counts as released before its process has ended. Measured in between, the memory
+        before a load held a worker that was about to go, and the difference was negative.
+
+        Raises:
+            UnavailableError: A worker does not end.
+        """
         deadline = time.monotonic() + SETTLE_S
+        while self._workers & self._bench.processes():
+            if time.monotonic() > deadline:
+                raise UnavailableError(f"A worker has not ended within {SETTLE_S:.0f} s.")
+            time.sleep(0.02)
         last = self._bench.memory_kb()
         while time.monotonic() < deadline:
             time.sleep(0.1)
-            now = self._bench.memory_kb()
-            gone = all(one.role == "released" for one in self._bench.client.stats())
-            if gone and now >= last:
+            last, before = self._bench.memory_kb(), last
+            if last >= before:
                 break
-            last = now
-        return self._bench.memory_kb()
+        return last
