@@ -50,6 +50,9 @@ head's length and `status` the client whose slots it names. The answer's body is
 ROOM = 64 * 1024
 """Bytes a buffer has at first, and goes back to after a large frame."""
 
+TENSOR_BYTES: Final = 8
+"""What the widest element of a tensor is aligned to."""
+
 SPARE: Final = 4
 """Buffers that are kept for the next large bodies."""
 
@@ -136,7 +139,7 @@ class FrameBuffer:
         """Give the memory away: bodies given out of it hold until it comes back by `recycle`."""
         lent = self._view
         held = self._end - self._start
-        self._view = self._room(max(ROOM, held, HEADER.size + self.awaited))
+        self._view = self._room(max(ROOM, held, HEADER.size + self.awaited + TENSOR_BYTES))
         self._view[:held] = lent[self._start : self._end]
         self._start, self._end = 0, held
         return lent
@@ -171,13 +174,28 @@ class FrameBuffer:
             need += HEADER.unpack_from(self._view, self._start)[0]
         if not held:
             self._start = self._end = 0
-        elif self._start + max(need, held + 4096) > len(self._view):
+            return self._view
+        size = max(need, held + 4096)
+        begin = self._aligned(self._start) if need > ROOM else self._start
+        if begin + size > len(self._view):
+            begin = self._aligned(0) if need > ROOM else 0
+        if begin != self._start or begin + size > len(self._view):
             kept = bytes(self._view[self._start : self._end])
-            if max(need, held + 4096) > len(self._view):
-                self._view = self._room(max(need, held + 4096))
-            self._view[:held] = kept
-            self._start, self._end = 0, held
+            if begin + size > len(self._view):
+                self._view = self._room(size + TENSOR_BYTES)
+            self._view[begin : begin + held] = kept
+        self._start, self._end = begin, begin + held
         return self._view[self._end :]
+
+    def _aligned(self, start: int) -> int:
+        """Return the next place for the frame at which the tensors behind its JSON are aligned.
+
+        A model's runtime copies a tensor that is not, which for a large one costs as much again as
+        receiving it.
+        """
+        json_length = HEADER.unpack_from(self._view, self._start)[4]
+        behind = HEADER.size + (0 if json_length == NO_JSON else json_length)
+        return start + -(start + behind) % TENSOR_BYTES
 
     def wrote(self, count: int) -> None:
         """Tell that `count` bytes were received into `space()`."""
