@@ -1,4 +1,4 @@
-"""Frames are taken from a stream as they were sent, however they come, and large tensors aligned."""
+"""Frames come out of a stream as they were sent, in whatever pieces; large tensors are aligned."""
 
 from __future__ import annotations
 
