@@ -2,7 +2,8 @@
 
 A tiny model (64-32-10) and a CNN of 3x224x224 (some 8 ms), the same request from the same client in
 C, all in one run and in turns: a machine that is busy with something else is so for all then.
-`relay` is the same gateway with lending switched off.
+`relay` is the same gateway with lending switched off, `bare_socket` a server that does nothing but
+answer, `raw_cnn_100hz` the bare model with a pause after each run.
 """
 
 from __future__ import annotations
@@ -93,6 +94,7 @@ def _set_up(
     plain = load.http_request(
         PATH.format("digits"), json.dumps(fp32("x", VALUES, [1, 64])).encode()
     )
+    bare = peer_servers.start_bare(folder, len(plain), stack)
     binary = _binary("digits", "x", [1, 64], struct.pack("<64f", *VALUES))
     image = _binary("cnn", "image", list(IMAGE), bytes(IMAGE_BYTES))
     numbers = fast.Tensor("x", "FP32", (1, 64), fast.INLINE, 0, 256)
@@ -104,6 +106,7 @@ def _set_up(
         "json_1": Case(uds, plain, 1),
         "relay_json_1": Case(str(relay.uds), plain, 1),
         "fastapi_json_1": Case(fastapi, plain, 1),
+        "bare_socket_1": Case(bare, plain, 1),
         "mlserver_json_1": Case(mlserver, plain, 1),
         "tcp_json_1": Case(gateway.address.rpartition(":")[2], plain, 1),
         "binary_1": Case(uds, binary, 1),
@@ -123,6 +126,7 @@ def _set_up(
         "raw_tiny": lambda s: _raw(tiny, "x", "1,64", 1, s),
         "raw_cnn": lambda s: _raw(large, "image", "1,3,224,224", 1, s),
         "raw_cnn_cores": lambda s: _raw(large, "image", "1,3,224,224", CORES, s),
+        "raw_cnn_100hz": lambda s: _raw(large, "image", "1,3,224,224", 1, s, 100),
         "raw_cnn_10hz": lambda s: _raw(large, "image", "1,3,224,224", 1, s, HZ),
     }
     return cases, raws, gateway
@@ -159,6 +163,7 @@ def _ratios(found: dict[str, list[dict[str, float]]]) -> dict[str, float]:
     return {
         "json_p50_of_fastapi": ratio("p50_us", "json_1", "fastapi_json_1"),
         "binary_p50_of_fastapi": ratio("p50_us", "binary_1", "fastapi_json_1"),
+        "bare_socket_p50_of_fastapi": ratio("p50_us", "bare_socket_1", "fastapi_json_1"),
         "json_rps8_of_fastapi": ratio("rps", "json_8", "fastapi_json_8"),
         "binary_rps8_of_fastapi": ratio("rps", "binary_8", "fastapi_json_8"),
         "mlserver_p50_of_json": ratio("p50_us", "mlserver_json_1", "json_1"),
@@ -167,6 +172,7 @@ def _ratios(found: dict[str, list[dict[str, float]]]) -> dict[str, float]:
         "lent_rps8_of_relay": ratio("rps", "json_8", "relay_json_8"),
         "cnn_rps8_of_raw": ratio("rps", "cnn_binary_8", "raw_cnn_cores"),
         "cnn_p50_of_raw": ratio("p50_us", "cnn_binary_1", "raw_cnn"),
+        "raw_cnn_100hz_p50_of_raw": ratio("p50_us", "raw_cnn_100hz", "raw_cnn"),
         "cnn_fast_p50_of_raw": ratio("p50_us", "cnn_fast_1", "raw_cnn"),
         "fast_p50_over_raw_us": round(
             median(

@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,6 +45,16 @@ def start_fastapi(folder: Path, model: Path, stack: contextlib.ExitStack) -> str
     command = [str(where / "python"), str(PEERS / "fastapi_server.py"), str(model), str(address)]
     _keep(subprocess.Popen(command, env={**os.environ, **_ENVIRON}), stack)
     wait_for(address.exists, "FastAPI's socket")
+    return str(address)
+
+
+def start_bare(folder: Path, request_bytes: int, stack: contextlib.ExitStack) -> str:
+    """Start the server that does nothing but answer; return its socket's path."""
+    address = folder / "bare.sock"
+    script = str(PEERS / "bare_socket.py")
+    command = [sys.executable, script, str(address), str(request_bytes), "350"]
+    _keep(subprocess.Popen(command), stack)
+    wait_for(address.exists, "the bare server's socket")
     return str(address)
 
 
