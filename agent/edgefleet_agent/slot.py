@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from edgefleet_agent import fabric, recovery, swapping
+from edgefleet_agent import code_pages, fabric, recovery, swapping
 from edgefleet_agent.activation import Activation
 from edgefleet_agent.deployment import Staging
 from edgefleet_agent.gateway_client import GatewayLostError
@@ -341,6 +341,7 @@ class Slot:
         self._tidy_containers()
         self._tools.store.collect(self._tools.journal.needs())
         self._prepare_again()
+        code_pages.let_go()  # of what checking signatures and fetching needed
 
     def _prepare_again(self) -> None:
         """Make the prepared form of what serves where it was lost, or other software is here."""

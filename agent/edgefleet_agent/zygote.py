@@ -22,6 +22,7 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
+from edgefleet_agent import code_pages
 from edgefleet_agent.worker import compose, environment, sandbox, serving
 from edgefleet_shared.errors import IncompatibleError
 
@@ -51,6 +52,7 @@ def _import(runtime: str) -> None:
         compose.runtime(runtime)
     gc.collect()
     gc.freeze()  # keeps the collector from touching pages that are shared
+    code_pages.let_go()  # of what importing alone needed
 
 
 def _fork(control: socket.socket, fd: int) -> int:

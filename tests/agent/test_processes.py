@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from edgefleet_agent import code_pages
 from edgefleet_agent.ipc import control
 from tests import tflite_models
 from tests.agent.gateways import Gateway, fp32
@@ -51,6 +52,16 @@ def test_the_zygote_has_one_thread(serving):
     zygote = gateway.zygote()
     assert status(zygote)["Threads"] == "1"
     assert "onnxruntime" in Path(f"/proc/{zygote}/maps").read_text()
+
+
+def test_the_zygote_holds_no_code_that_it_does_not_run(serving):
+    """It has let go of what importing onnxruntime ran; a worker has what it runs."""
+    gateway, worker = serving
+    held = {}
+    for pid in (gateway.zygote(), worker):
+        found = code_pages.unchanged(Path(f"/proc/{pid}/smaps").read_text())
+        held[pid] = sum(one.resident_kb for one in found)
+    assert held[gateway.zygote()] < held[worker] / 2
 
 
 def test_the_zygote_imports_what_is_used(serving, tmp_path):

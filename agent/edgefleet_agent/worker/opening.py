@@ -12,6 +12,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
+from edgefleet_agent import code_pages
 from edgefleet_agent.ipc.frames import Order, Report
 from edgefleet_agent.ports import Accelerator, Preparing, Runtime, Session
 from edgefleet_agent.worker import batch_proof, compose, descriptors, golden, lint, sandbox
@@ -127,6 +128,8 @@ def _open(order: Order, files: Sequence[int], prepared: Sequence[int]) -> Opened
         batch_proof.prove(session, order, cases, spec.batching)
     proved = time.monotonic_ns()
     inputs = cases[0].inputs if cases else zeros(order)
+    if not order.again:  # for a worker that has crashed somebody may wait
+        code_pages.let_go()  # of what loading alone needed; the warm-up brings back what runs
     runs: list[int] = []
     for _ in range(WARM_UP_RUNS):
         begun = time.perf_counter_ns()

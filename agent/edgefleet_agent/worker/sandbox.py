@@ -186,9 +186,10 @@ def anonymous_kb() -> int:
 
 
 def private_kb() -> int:
-    """Return the kilobytes of memory that no other process shares."""
-    total = 0
-    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
-        if line.startswith("Private_"):
-            total += int(line.split()[1])
-    return total
+    """Return the kilobytes that ending this process would free.
+
+    Not what it shares, nor what a file holds too, such as mapped weights: that counts as available
+    already (`admission.available_kb`).
+    """
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty:"))
