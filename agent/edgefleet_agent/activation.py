@@ -6,16 +6,15 @@ import threading
 import time
 from typing import NamedTuple
 
-import msgspec
-
-from edgefleet_agent import fabric, probation, swapping
+from edgefleet_agent import probation, stand_in, swapping
 from edgefleet_agent.gateway_client import GatewayLostError, GatewayRefusedError
-from edgefleet_agent.ipc.control import DigestStats, ModelSpec
+from edgefleet_agent.ipc.control import DigestStats
 from edgefleet_agent.journal import VersionRef
 from edgefleet_agent.ledger import Ledger
-from edgefleet_agent.loading import Loading
+from edgefleet_agent.receipts import Receipts
 from edgefleet_agent.recovery import last_good
-from edgefleet_agent.swapping import Kind, Reading, Swap
+from edgefleet_agent.routing import Routing
+from edgefleet_agent.swapping import Reading, Swap
 from edgefleet_agent.toolbox import Toolbox
 from edgefleet_shared.errors import EdgeFleetError
 from edgefleet_shared.histogram import difference
@@ -23,8 +22,6 @@ from edgefleet_shared.states import DeploymentEvent, DeploymentState
 from edgefleet_shared.steps import Step
 
 _E = DeploymentEvent
-RESTART_S = 20.0
-"""How long a route waits for a worker that the gateway is restarting."""
 LOOKS = 40
 """How often a probation looks at the counters, at least every 2 s and at most every 0.2 s."""
 
@@ -37,13 +34,6 @@ class _Watch(NamedTuple):
     before: Reading
 
 
-class _After(NamedTuple):
-    """Since when a new version has been watched for its receipt, and the counters just then."""
-
-    since: float
-    reading: Reading
-
-
 class Activation:
     """Performs the steps from the swap on; each is journaled before it is done.
 
@@ -51,120 +41,18 @@ class Activation:
         tools: The shared parts.
         ledger: The slot's page.
         stop: Set when a newer command waits; waiting then ends.
+
+    Attributes:
+        routing: Loads and flips.
+        receipts: Measures what a swap did, and sends it.
     """
 
     def __init__(self, tools: Toolbox, ledger: Ledger, stop: threading.Event) -> None:
         self._tools, self._ledger, self._stop = tools, ledger, stop
-        self._loading = Loading(tools, ledger, stop)
+        self.routing = Routing(tools, ledger, stop)
+        self.receipts = Receipts(tools, ledger)
         self._watch: _Watch | None = None
-        self._after: _After | None = None
-        self._held_at = 0.0  # since when requests are held, 0 while they are not
         self._back: Swap | None = None  # a way back that the journal does not show yet
-
-    def load(self, version: VersionRef, *, may_drain: bool = True) -> VersionRef:
-        """Bring a stored version up beside what serves, if need be by its next best variant.
-
-        Args:
-            version: What to load.
-            may_drain: Whether its stand-in may take the route, where an accelerator is full.
-
-        Returns:
-            The version with the variant that was loaded; the journal names that one too.
-
-        Raises:
-            UnavailableError: Not stored, or the gateway cannot (its code, of the last variant).
-            TrustError: A stored blob has changed.
-            GatewayLostError: The gateway went away.
-        """
-        spec = self._tools.spec(version)
-        with (
-            self._tools.verified(spec) as files,
-            fabric.readied(
-                self._tools, self._ledger, version, spec, files, may_drain=may_drain
-            ) as fds,
-        ):
-            drains = not self._held_at and self._drains(version, spec)
-            outcome = self._loading.load(
-                version, spec, fds, (lambda: self._hold(version)) if drains else lambda: None
-            )
-            if outcome.ok:
-                self._tools.hold(spec)
-                self._ledger.ready_ms = outcome.ready_ms
-                self._ledger.tell_share(spec.accelerator, outcome.accelerated_pct)
-                return version
-            if not version.alternates:
-                raise GatewayRefusedError(
-                    outcome.message or f"{version.model} {version.version} cannot be loaded.",
-                    code=outcome.code,
-                )
-        following = self._ledger.take_next(version, outcome.code)
-        return self.load(following, may_drain=may_drain)
-
-    def route(self, version: VersionRef, kind: Kind, trigger: str = "") -> Swap:
-        """Move the route to a version, loading it if need be; raises as `load`."""
-        deployment, old = self._ledger.record.deployment, self._ledger.serving
-        name = deployment.id if deployment else ""
-        deadline, loaded = time.monotonic() + RESTART_S, False
-        before = swapping.read(self._tools.gateway())
-        while True:
-            try:
-                swap = swapping.flip(self._tools, name, old, version, kind, trigger, before)
-                break
-            except GatewayRefusedError as error:
-                # Not loaded: load it. Being restarted: it will be ready in a moment.
-                if error.code == "not_ready" and time.monotonic() < deadline:
-                    time.sleep(0.1)
-                elif loaded:
-                    raise
-                else:
-                    version = self.load(version)
-                    loaded = True
-        self._ledger.serve(version)
-        held, self._held_at = self._held_at, 0.0
-        receipt = msgspec.structs.replace(
-            swap.receipt,
-            ready_ms=self._ledger.ready_ms,
-            prepared=self._ledger.prepared,
-            way="drain" if held else "overlap",
-            pause_ms=int((time.monotonic() - held) * 1000) if held else 0,
-        )
-        return swap._replace(receipt=receipt)
-
-    def fits_beside(self, version: VersionRef) -> bool:
-        """Return whether memory is enough to keep a version warm beside what serves.
-
-        Raises:
-            UnavailableError: It is not stored, or the gateway went away.
-            TrustError: Its manifest has changed.
-        """
-        return self._loading.admit(version, self._tools.spec(version), "refuse").way == "overlap"
-
-    def _drains(self, version: VersionRef, spec: ModelSpec) -> bool:
-        """Return whether what serves must end before a version is loaded."""
-        deployment = self._ledger.record.deployment
-        if self._ledger.serving is None:
-            return False
-        if deployment and deployment.drain and version.digest == deployment.target.manifest:
-            return True
-        return self._loading.admit(version, spec, "auto").way != "overlap"
-
-    def _hold(self, version: VersionRef) -> None:
-        """Hold the queue and end what serves; says first how long that is expected to take."""
-        if self._held_at:
-            return  # tried again without its prepared form; requests wait already
-        expected = self._loading.expected_ms(version)
-        text = "not known, for it was never loaded here" if expected is None else f"{expected} ms"
-        self._ledger.tell(
-            Step.ACTIVATE,
-            "swap_pause",
-            f"Requests wait while {version.version} takes the old one's place; expected: {text}.",
-            expected_ms=expected,
-        )
-        deployment = self._ledger.record.deployment
-        drain_s = deployment.target.policy.drain_s if deployment else 10
-        self._held_at = time.monotonic()
-        self._tools.gateway().hold(version.model, drain_s)
-        self._ledger.serve(None)
 
     def swap(self) -> None:
         """From `staged` or `swapping` to `probation`; or back, if the route cannot move."""
@@ -174,14 +62,14 @@ class Activation:
         if ledger.deployment.state is DeploymentState.STAGED:
             ledger.move(_E.SWAP)
         try:
-            swap = self.route(new, "activate")
+            swap = self.routing.route(new, "activate")
         except GatewayLostError:
             raise
         except EdgeFleetError as error:
             self.roll_back(error.code, str(error))
             return
         self.flipped(swap)
-        self.measure_receipt(swap)
+        self.receipts.measure(swap)
 
     def flipped(self, swap: Swap) -> None:
         """Write down that the route names the new version."""
@@ -196,50 +84,6 @@ class Activation:
             _E.SERVE, active=new, previous=previous, receipt=swap.receipt, given_up=""
         )
 
-    def measure_receipt(self, swap: Swap) -> None:
-        """Complete the pending receipt by what the swap did to requests; `settle_receipt` sends it.
-
-        Raises:
-            OSError: The journal cannot be written.
-        """
-        if self._ledger.record.receipt is None:
-            return
-        deployment = self._ledger.record.deployment
-        drain_s = deployment.target.policy.drain_s if deployment else 10
-        try:
-            receipt, now = swapping.measure(self._tools, swap, drain_s)
-        except GatewayLostError as error:
-            self._ledger.tell(Step.ACTIVATE, error.code, str(error), level="warning")
-            return
-        self._ledger.write(receipt=receipt)
-        self._after = _After(time.monotonic(), now)
-
-    def settle_receipt(self) -> None:
-        """Hand the pending receipt to the outbox, with what was seen since the swap."""
-        receipt, after = self._ledger.record.receipt, self._after
-        if receipt is None:
-            return
-        if after is not None:
-            try:
-                receipt = swapping.with_after(self._tools, receipt, after.reading)
-            except GatewayLostError as error:
-                self._ledger.tell(Step.ACTIVATE, error.code, str(error), level="warning")
-        self._tools.outbox.add("receipts", receipt)
-        self._ledger.write(receipt=None)
-        self._after = None
-
-    def _look_after(self) -> None:
-        """Send the receipt once there is enough to tell how the new version answers.
-
-        After a restart of agentd, a pending receipt gets the same time anew.
-        """
-        if self._ledger.record.receipt is None:
-            return
-        if self._after is None:
-            self._after = _After(time.monotonic(), swapping.read(self._tools.gateway()))
-        elif time.monotonic() - self._after.since >= swapping.AFTER_S:
-            self.settle_receipt()
-
     def watch(self) -> bool:
         """Perform probation until a verdict.
 
@@ -250,7 +94,7 @@ class Activation:
         pause = min(2.0, max(0.2, policy.probation_s / LOOKS))
         while True:
             verdict = self._look()
-            self._look_after()
+            self.receipts.look()
             if verdict.kind == "fail":
                 self.roll_back(verdict.trigger, verdict.detail)
                 return True
@@ -263,7 +107,7 @@ class Activation:
     def succeed(self, verdict: probation.Verdict) -> None:
         """End probation well; the verdict says how sure that is."""
         self._watch = None
-        self.settle_receipt()
+        self.receipts.settle()
         self._ledger.move(
             _E.SUCCEED, reason=verdict.trigger, detail=verdict.detail, verdict=verdict.kind
         )
@@ -275,7 +119,7 @@ class Activation:
             GatewayLostError: The gateway went away; recovery goes on from `rolling_back`.
         """
         ledger, self._watch = self._ledger, None
-        self.settle_receipt()  # of the swap that is undone
+        self.receipts.settle()  # of the swap that is undone
         if ledger.deployment.state is not DeploymentState.ROLLING_BACK:
             ledger.move(_E.ROLL_BACK, reason=trigger, detail=detail, verdict="fail")
         record = ledger.record
@@ -288,7 +132,7 @@ class Activation:
             raise
         except EdgeFleetError as error:
             if ledger.serving is None:
-                self._held_at = 0.0
+                self.routing.held_at = 0.0
                 self._tools.gateway().unroute(ledger.name)  # nobody waits for what will not come
             ledger.move(
                 _E.ROLLBACK_FAIL,
@@ -309,8 +153,8 @@ class Activation:
         )
         self._back = None
         if swap:
-            self.measure_receipt(swap)
-        self.settle_receipt()
+            self.receipts.measure(swap)
+        self.receipts.settle()
 
     def _return_to(self, good: VersionRef | None, trigger: str) -> Swap | None:
         if good is None:
@@ -324,8 +168,8 @@ class Activation:
                 f"{good.version} is below the security floor by now; nothing is served.",
                 code=code,
             )
-        if self._ledger.serving != good:
-            self._back = self.route(good, "rollback", trigger)
+        if self._ledger.serving != good or stand_in.strayed(self._tools, self._ledger):
+            self._back = self.routing.route(good, "rollback", trigger)
         return self._back
 
     def _look(self) -> probation.Verdict:

@@ -7,23 +7,39 @@ from typing import Literal, NamedTuple
 
 from edgefleet_shared.messages import SwapWay
 
-Way = Literal["overlap", "drain", "refuse"]
+Way = Literal["overlap", "stand_in", "drain", "refuse"]
 
 
 class Memory(NamedTuple):
-    """Kilobytes: what loading will take, what is available, what a drain would free beside that."""
+    """Kilobytes of one kind of memory.
+
+    Attributes:
+        needed: What loading will take.
+        available: What can be had now.
+        freed: What ending the old version would free beside that.
+        reserve: What stays free.
+        stand_in: What a stand-in takes; -1: there is none.
+    """
 
     needed: int
     available: int
     freed: int
     reserve: int
+    stand_in: int = -1
+
+    @property
+    def stands_in(self) -> bool:
+        """Whether a stand-in fits beside the old version, and later beside the new one."""
+        rest = self.available - self.reserve - self.stand_in
+        return self.stand_in >= 0 and rest >= 0 and rest + self.freed - self.needed >= 0
 
 
 class Decision(NamedTuple):
-    """What to do, and why in a sentence with numbers."""
+    """What to do, why in a sentence with numbers, and the code of a refusal."""
 
     way: Way
     detail: str
+    code: str = "no_memory"
 
 
 def decide(policy: SwapWay, memory: Memory, *, serving: bool) -> Decision:
@@ -40,18 +56,31 @@ def decide(policy: SwapWay, memory: Memory, *, serving: bool) -> Decision:
         f"It will take {memory.needed // 1024} MB; {memory.available // 1024} MB are available, of "
         f"which {memory.reserve // 1024} stay free"
     )
-    if policy == "overlap" or (beside >= 0 and not (policy == "drain" and serving)):
+    always = serving and policy in {"drain", "stand_in"}
+    if policy == "overlap" or (beside >= 0 and not always):
         return Decision("overlap", f"{numbers}.")
     if policy == "refuse" or alone < 0:
         more = f", and ending the old version frees {memory.freed // 1024} MB" if serving else ""
         return Decision("refuse", f"{numbers}{more}.")
-    why = f"{numbers}; ending the old version frees {memory.freed // 1024} MB."
-    return Decision("drain" if serving else "overlap", why)
+    why = f"{numbers}; ending the old version frees {memory.freed // 1024} MB"
+    if not serving:
+        return Decision("overlap", f"{why}.")
+    if policy != "drain" and memory.stands_in:
+        why += f", and a stand-in takes {memory.stand_in // 1024} MB meanwhile"
+        return Decision("stand_in", f"{why}.")
+    if policy == "stand_in":
+        lacks = (
+            "no variant is named as fallback"
+            if memory.stand_in < 0
+            else (f"a stand-in, which takes {memory.stand_in // 1024} MB, does not fit")
+        )
+        return Decision("refuse", f"{why}, but {lacks}.", "no_stand_in")
+    return Decision("drain", f"{why}.")
 
 
 def stricter(one: Decision, other: Decision) -> Decision:
     """Return the decision that asks for more, of two kinds of memory; the first if they agree."""
-    order = ("overlap", "drain", "refuse")
+    order = ("overlap", "stand_in", "drain", "refuse")
     return max((one, other), key=lambda decision: order.index(decision.way))
 
 

@@ -243,17 +243,20 @@ class Staging:
         the load that follows the drain is the proof.
 
         Raises:
-            DeploymentError: There is not memory enough (code `no_memory`), with the numbers.
+            DeploymentError: There is not memory enough (code `no_memory`), or no stand-in where
+                the policy asks for one (`no_stand_in`); with the numbers.
         """
         policy = self._ledger.deployment.target.policy.swap
-        if proving and policy == "drain":
-            policy = "auto"
+        wanted = proving and policy in {"drain", "stand_in"}
+        if wanted and self._loading.admit(version, spec, "auto").way == "overlap":
+            return False
         decision = self._loading.admit(version, spec, policy)
         if decision.way == "refuse":
-            raise DeploymentError(decision.detail, code="no_memory")
+            raise DeploymentError(decision.detail, code=decision.code)
         if decision.way == "overlap":
             return False
-        after = msgspec.structs.replace(self._ledger.deployment, drain=True)
+        stands = decision.way == "stand_in"
+        after = msgspec.structs.replace(self._ledger.deployment, drain=True, stand_in=stands)
         self._ledger.write(deployment=after)
         self._ledger.tell(Step.PREPARE, "drain", f"The old version ends first. {decision.detail}")
         return True

@@ -12,22 +12,17 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from edgefleet_agent import stand_in
 from edgefleet_agent.errors import NeedsDrainError
 from edgefleet_agent.ipc.control import ModelSpec
 from edgefleet_agent.journal import VersionRef
 from edgefleet_agent.ledger import Ledger
 from edgefleet_agent.ports import Fabric
-from edgefleet_agent.toolbox import Toolbox, model_spec
+from edgefleet_agent.toolbox import Toolbox
 from edgefleet_shared.errors import IncompatibleError
-from edgefleet_shared.identifiers import sha256_digest
 from edgefleet_shared.steps import Step
 
 DRAIN_S = 10
-
-
-def stand_in_digest(digest: str, variant: str) -> str:
-    """Return the name by which the gateway knows the stand-in of a package."""
-    return sha256_digest(f"stand-in {variant} of {digest}".encode())
 
 
 @contextmanager
@@ -71,15 +66,6 @@ def readied(
                 os.close(fd)
 
 
-def strayed(tools: Toolbox, ledger: Ledger) -> bool:
-    """Return whether a stand-in answers for the version that should serve."""
-    serving = ledger.serving
-    if tools.fpga is None or serving is None:
-        return False
-    fallback = _fallback(tools, serving)
-    return fallback is not None and fallback.digest == _routed(tools, ledger.name)
-
-
 def tidy(tools: Toolbox) -> None:
     """Unload what no worker runs any more.
 
@@ -87,7 +73,7 @@ def tidy(tools: Toolbox) -> None:
         UnavailableError: A slot cannot be unloaded, or the gateway went away.
     """
     if tools.fpga is not None:
-        tools.fpga.retain(_running(tools))
+        tools.fpga.retain(stand_in.running(tools))
 
 
 class _Programming:
@@ -101,7 +87,7 @@ class _Programming:
         fpga, record = self._fpga, self._ledger.record
         if not fpga.ready(spec):
             # After a power cut the FPGA is blank, and nothing answers unless somebody stands in.
-            if version == record.active and not _routed(self._tools, self._ledger.name):
+            if version == record.active and not stand_in.routed(self._tools, self._ledger.name):
                 self._stand_in(version)
             slot = self._reserve(version, spec, may_drain=may_drain)
             fpga.program(slot, spec, fds)
@@ -112,7 +98,7 @@ class _Programming:
         try:
             return self._fpga.reserve(spec)
         except NeedsDrainError as full:
-            running = _running(self._tools)
+            running = stand_in.running(self._tools)
             if not set(full.holders) <= running:
                 self._fpga.retain(running)
                 return self._reserve(version, spec, may_drain=may_drain)
@@ -121,52 +107,14 @@ class _Programming:
 
     def _drain(self, version: VersionRef, full: NeedsDrainError, *, may_drain: bool) -> None:
         """Let a stand-in answer in the place of this slot's own version, and take that out."""
-        record, serving = self._ledger.record, self._ledger.serving
+        serving = self._ledger.serving
         if not may_drain or serving is None or serving.digest not in full.holders:
             raise full
-        # Who goes back goes back to what was good, and so does who stands in for it.
-        trusted = version if version in (record.active, record.previous) else serving
-        if not self._stand_in(trusted):
+        if not self._stand_in(version):
             raise full
         self._tools.gateway().release(serving.digest, DRAIN_S)
-        self._fpga.retain(_running(self._tools))
+        self._fpga.retain(stand_in.running(self._tools))
 
-    def _stand_in(self, version: VersionRef) -> bool:
-        """Load and route a version's fallback; return whether it answers now."""
-        tools, fallback = self._tools, _fallback(self._tools, version)
-        if fallback is None:
-            return False
-        with tools.verified(fallback) as fds:
-            outcome = tools.gateway().load(fallback, fds)
-        if not outcome.ok:
-            self._ledger.tell(Step.ACTIVATE, outcome.code, outcome.message, level="error")
-            return False
-        tools.gateway().flip(fallback.model, fallback.digest)
-        self._ledger.tell(
-            Step.ACTIVATE,
-            "stand_in",
-            f"{fallback.accelerator} answers with {version.version} while the FPGA is programmed.",
-            level="warning",
-        )
-        return True
-
-
-def _fallback(tools: Toolbox, version: VersionRef) -> ModelSpec | None:
-    """Return the fallback of the variant that was taken, None if it has none."""
-    manifest = tools.manifest(version.digest, version.size)
-    variants = {variant.id: variant for variant in manifest.variants}
-    name = variants[version.variant].fallback
-    if not name:
-        return None
-    digest = stand_in_digest(version.digest, name)
-    return model_spec(manifest, variants[name], digest, tools.threads)
-
-
-def _running(tools: Toolbox) -> set[str]:
-    return {stats.digest for stats in tools.gateway().stats() if stats.role != "released"}
-
-
-def _routed(tools: Toolbox, model: str) -> str:
-    """Return the digest that a model's route names, '' if it has no route."""
-    stats = tools.gateway().stats()
-    return next((s.digest for s in stats if s.model == model and s.role == "active"), "")
+    def _stand_in(self, version: VersionRef) -> str:
+        """Load and route a fallback; return which digest answers now, '' if there is none."""
+        return stand_in.answer(self._tools, self._ledger, version, "the FPGA is programmed")

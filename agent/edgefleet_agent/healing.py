@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Mapping
 
-from edgefleet_agent import fabric, swapping
+from edgefleet_agent import stand_in, swapping
 from edgefleet_agent.activation import Activation
 from edgefleet_agent.gateway_client import GatewayLostError, GatewayRefusedError
 from edgefleet_agent.journal import VersionRef
@@ -70,8 +70,8 @@ class Healing:
         standby = plan.standby
         if standby and standby.digest not in running and not self._forbidden(standby):
             try:
-                if self._activation.fits_beside(standby):
-                    self._activation.load(standby, may_drain=False)
+                if self._activation.routing.fits_beside(standby):
+                    self._activation.routing.load(standby, may_drain=False)
             except GatewayLostError:
                 raise
             except EdgeFleetError as error:
@@ -85,7 +85,7 @@ class Healing:
             UnavailableError: It cannot be had yet; the stand-in answers on.
         """
         serving = self._ledger.serving
-        if serving is None or not fabric.strayed(self._tools, self._ledger):
+        if serving is None or not stand_in.strayed(self._tools, self._ledger):
             return False
         self._activate(serving)
         return True
@@ -112,10 +112,10 @@ class Healing:
             self._ledger.write(given_up=given_up)  # first: it must hold whatever ends us now
             self._stop_serving(good)
             return
-        swap = self._activation.route(good, "rollback", "crashes")
+        swap = self._activation.routing.route(good, "rollback", "crashes")
         self._ledger.write(active=good, previous=None, receipt=swap.receipt)
-        self._activation.measure_receipt(swap)
-        self._activation.settle_receipt()
+        self._activation.receipts.measure(swap)
+        self._activation.receipts.settle()
 
     def repair(self, version: VersionRef) -> bool:
         """Fetch what the disk has changed under a version that the gateway gave up.
@@ -225,7 +225,7 @@ class Healing:
         return True
 
     def _activate(self, version: VersionRef) -> None:
-        swap = self._activation.route(version, "restore")
+        swap = self._activation.routing.route(version, "restore")
         self._tools.outbox.add("receipts", swap.receipt)
 
     def _forbidden(self, version: VersionRef) -> bool:
@@ -244,7 +244,7 @@ class Healing:
         old = self._ledger.record.active
         receipt = swapping.unmeasured(self._tools, self._ledger.deployment.id, old, version)
         self._activation.flipped(swapping.Swap(old, {}, receipt))
-        self._activation.settle_receipt()
+        self._activation.receipts.settle()
 
     def _tell(self, error: EdgeFleetError) -> None:
         self._ledger.tell(Step.ACTIVATE, error.code, str(error), level="error")

@@ -52,7 +52,7 @@ class Deployment(msgspec.Struct, frozen=True):
 
     `staged` is known once it is known what could run here, and names the chosen variant as soon as
     there is one; `choice` says why that. `blobs` is the base URL of the blobs. `drain`: the old
-    version ends before the new one is loaded.
+    version ends before the new one is loaded; `stand_in`: and a fallback answers meanwhile.
     """
 
     id: str
@@ -68,6 +68,7 @@ class Deployment(msgspec.Struct, frozen=True):
     staged: VersionRef | None = None
     choice: str = ""
     drain: bool = False
+    stand_in: bool = False
 
 
 class SlotRecord(msgspec.Struct, frozen=True):

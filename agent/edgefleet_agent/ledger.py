@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import msgspec
 
 from edgefleet_agent.errors import DeploymentError
 from edgefleet_agent.events import Emitter, Level
+from edgefleet_agent.ipc.control import DigestStats
 from edgefleet_agent.journal import Deployment, Journal, SlotRecord, VersionRef
 from edgefleet_shared.messages import SlotAssignment, SlotReport
 from edgefleet_shared.states import (
@@ -38,6 +39,14 @@ MAX_ATTEMPTS = 28
 """Beyond it a deployment that never gets anywhere is given up (Mender's number)."""
 
 
+class Standing(NamedTuple):
+    """Who stands in: its digest and variant, and the gateway's counters just before it did."""
+
+    digest: str
+    variant: str
+    before: Mapping[str, DigestStats]
+
+
 class Ledger:
     """A slot's record, written before each action, and what is known of it in memory alone.
 
@@ -53,6 +62,7 @@ class Ledger:
         progress: Bytes fetched and bytes to fetch of the deployment under way.
         ready_ms: What the last load took until it could serve.
         prepared: Whether the last load was from the prepared form.
+        stand_in: Who answers, or has answered, for it until the next flip; for the receipt alone.
     """
 
     def __init__(
@@ -70,6 +80,7 @@ class Ledger:
         self.progress = (0, 0)
         self.ready_ms = 0
         self.prepared = False
+        self.stand_in: Standing | None = None
         self._progress_told = 0.0
 
     @property
@@ -143,14 +154,14 @@ class Ledger:
                 detail=f"It was begun {MAX_ATTEMPTS} times and never came to an end.",
             )
 
-    def hold(self, reason: str, detail: str) -> None:
+    def hold(self, reason: str, detail: str, level: Level = "warning") -> None:
         """Say why the deployment waits where it is; nothing is written if that is said already."""
         before = self.deployment
         if (before.reason, before.detail) == (reason, detail):
             return
         waiting = msgspec.structs.replace(before, seq=before.seq + 1, reason=reason, detail=detail)
         self.write(deployment=waiting)
-        self.tell(Step.ACTIVATE, reason, detail, level="warning")
+        self.tell(Step.ACTIVATE, reason, detail, level=level)
 
     def write(self, **changes: Any) -> None:
         """Replace fields of the record, durably."""
@@ -160,6 +171,8 @@ class Ledger:
     def serve(self, version: VersionRef | None) -> None:
         """Remember what the route names."""
         self.serving = version
+        if version is None:
+            self.stand_in = None
         self._changed()
 
     def hurry(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from edgefleet_agent import stand_in
 from edgefleet_agent.admission import Decision, Memory, decide, stricter
 from edgefleet_agent.ipc.control import ModelSpec, Outcome
 from edgefleet_agent.journal import VersionRef
@@ -58,18 +59,20 @@ class Loading:
         mine = [
             s for s in tools.gateway().stats() if s.model == version.model and s.role != "released"
         ]
+        small = stand_in.find(tools, self._ledger, version)
         memory = Memory(
             needed=tools.measured.predict_kb(version, spec, prepared=prepared),
             available=tools.available_kb(),
             freed=sum(stats.memory_kb for stats in mine),
             reserve=tools.reserve_kb,
+            stand_in=-1 if small is None else tools.measured.predict_kb(*small, prepared=False),
         )
         serving = any(stats.role == "active" for stats in mine)
         found = decide(policy, memory, serving=serving)
-        there = self._device_memory(spec)
+        there = self._device_memory(spec, small)
         return found if there is None else stricter(found, decide(policy, there, serving=serving))
 
-    def _device_memory(self, spec: ModelSpec) -> Memory | None:
+    def _device_memory(self, spec: ModelSpec, small: stand_in.StandIn | None) -> Memory | None:
         """Return what a version takes of an accelerator's own memory; None where nobody tells."""
         offload = self._tools.offloads.get(spec.accelerator)
         free = offload.free_mb() if offload else -1
@@ -79,8 +82,12 @@ class Loading:
         if active is not None:
             old = self._tools.spec(active)
             freed = old.limits.device_memory_mb if old.accelerator == spec.accelerator else 0
+        stands = -1
+        if small is not None:
+            there = small.spec.accelerator == spec.accelerator
+            stands = small.spec.limits.device_memory_mb * 1024 * there
         # Above the reserve already, which is others' and not ours to free.
-        return Memory(spec.limits.device_memory_mb * 1024, free * 1024, freed * 1024, 0)
+        return Memory(spec.limits.device_memory_mb * 1024, free * 1024, freed * 1024, 0, stands)
 
     def expected_ms(self, version: VersionRef) -> int | None:
         """Return how long loading took here before; None if it never was loaded."""

@@ -265,7 +265,7 @@ class Slot:
             )
             ledger.serve(None)
             ledger.move(_E.SERVE, active=None, previous=None, receipt=receipt)
-        self._activation.settle_receipt()
+        self._activation.receipts.settle()
         ledger.move(_E.SUCCEED)
         return True
 
@@ -292,12 +292,20 @@ class Slot:
             self.recovered.set()
 
     def _make_room(self, running: dict[str, str]) -> None:
-        """End what was loaded for a drain that never came to its flip: there is room for one."""
-        deployment = self.ledger.record.deployment
-        if deployment and deployment.drain and "active" not in running.values():
-            for digest in list(running):
-                self._tools.gateway().release(digest, 0)
-                del running[digest]
+        """End what was loaded for a flip that never came, where there is room for one alone.
+
+        A stand-in that answers meanwhile answers on.
+        """
+        record = self.ledger.record
+        deployment = record.deployment
+        known = {version.digest for version in record.versions()}
+        if deployment is None or not deployment.drain:
+            return
+        if any(role == "active" and digest in known for digest, role in running.items()):
+            return
+        for digest in [digest for digest, role in running.items() if role != "active"]:
+            self._tools.gateway().release(digest, 0)
+            del running[digest]
 
     def _recover_again(self) -> float | None:
         """Return how long to wait before the next try to bring the slot up; None if it is up."""
@@ -331,7 +339,7 @@ class Slot:
 
     def _tidy(self) -> None:
         """Wait out the warm standby, then give up what nobody needs: workers and blobs."""
-        self._activation.settle_receipt()
+        self._activation.receipts.settle()
         rest = self._standby_until - time.monotonic()
         if rest > 0 and self._stop.wait(rest):
             return

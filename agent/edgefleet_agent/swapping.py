@@ -26,11 +26,19 @@ Reading = Mapping[str, DigestStats]
 
 
 class Swap(NamedTuple):
-    """A flip that was done: from what, the counters before it, the receipt so far as known."""
+    """A flip that was done.
+
+    Attributes:
+        old: What the route named before.
+        before: The counters before it, and before a stand-in answered.
+        receipt: So far as it is known.
+        stand_in: The digest that answered meanwhile, '' if none did.
+    """
 
     old: VersionRef | None
     before: Reading
     receipt: SwapReceipt
+    stand_in: str = ""
 
 
 def read(client: GatewayClient) -> dict[str, DigestStats]:
@@ -92,12 +100,14 @@ def measure(tools: Toolbox, swap: Swap, drain_s: float) -> tuple[SwapReceipt, Re
     empty = DigestStats(receipt.slot, "", "", "", 0, 0, 0, 0, 0, 0, 0, 0, 0, {}, {})
     pairs = [
         (now.get(digest, empty), swap.before.get(digest, empty))
-        for digest in (receipt.from_digest, receipt.to_digest)
+        for digest in dict.fromkeys((receipt.from_digest, receipt.to_digest, swap.stand_in))
         if digest in now
     ]
     latency = histogram.merge(*(histogram.difference(a.latency, b.latency) for a, b in pairs))
+    stood_in = [a.requests - b.requests for a, b in pairs if a.digest == swap.stand_in]
     receipt = msgspec.structs.replace(
         receipt,
+        stand_in_requests=sum(stood_in),
         failed=sum(a.server_errors + a.rejected - b.server_errors - b.rejected for a, b in pairs),
         requests_during=sum(a.requests - b.requests for a, b in pairs),
         p50_us_during=_us(latency, 0.5),

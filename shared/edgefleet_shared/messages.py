@@ -24,13 +24,18 @@ MAX_SLOTS = 64
 Stream = Literal["events", "receipts", "telemetry"]
 
 
-SwapWay = Literal["auto", "overlap", "drain", "refuse"]
+SwapWay = Literal["auto", "overlap", "stand_in", "drain", "refuse"]
 """How a new version takes over.
 
-`overlap`: it is loaded beside the old one, always. `drain`: requests wait, the old one ends, the
-new one is loaded, requests go on; always. `auto`: overlap where memory is enough for both, drain
-where it is not. `refuse`: overlap where memory is enough, else the deployment fails.
+`overlap`: it is loaded beside the old one, always. `stand_in`: the variant that the package names
+as fallback answers while the old one ends and the new one is loaded; always, and without such a
+variant that fits the deployment fails. `drain`: requests wait, the old one ends, the new one is
+loaded, requests go on; always. `auto`: the first of overlap, stand-in and drain for which memory is
+enough. `refuse`: overlap where memory is enough, else the deployment fails.
 """
+
+TakenWay = Literal["overlap", "stand_in", "drain"]
+"""How a version did take over."""
 
 
 class Policy(msgspec.Struct, frozen=True):
@@ -233,8 +238,10 @@ class SwapReceipt(msgspec.Struct, frozen=True):
     between two answers in `during`. `accelerated_pct` is the share of the new version's nodes that
     run on its accelerator, -1 where that is not known.
 
-    `way` is `overlap` or `drain`; `pause_ms` how long requests were held for a drain. `prepared`:
-    it was loaded from the form that the device has made of it. `peak_memory_kb` is the
+    `way` is how it took over; `pause_ms` how long requests were held for a drain; `stand_in` the
+    variant that answered while the version itself could not ('' = none), and
+    `stand_in_requests` how many of `requests_during` it answered. `prepared`: the new version was
+    loaded from the form that the device has made of it. `peak_memory_kb` is the
     proportional memory (PSS) of all workers of the model when most of them were loaded.
     """
 
@@ -260,10 +267,12 @@ class SwapReceipt(msgspec.Struct, frozen=True):
     trigger: str = ""
     accelerated_pct: int = -1
     p50_us_during: int | None = None
-    way: Literal["overlap", "drain"] = "overlap"
+    way: TakenWay = "overlap"
     pause_ms: int = 0
     prepared: bool = False
     peak_memory_kb: int = 0
+    stand_in: str = ""
+    stand_in_requests: int = 0
 
 
 class TelemetryWindow(msgspec.Struct, frozen=True):

@@ -45,6 +45,8 @@ class FakeGateway:
         medians: Variant to the median time of a run that a proof which measures tells, us.
         variants: The variant of every Prove and Load, in order, as "Prove gpu".
         placed: The execution providers of each of them, by preference.
+        memory_kb: What every worker takes, as far as it tells.
+        shares: Every share that a version on trial got, in order: digest and percent.
     """
 
     def __init__(self, run: Path):
@@ -56,6 +58,8 @@ class FakeGateway:
         self.medians: dict[str, int] = {}
         self.variants: list[str] = []
         self.placed: list[list[str]] = []
+        self.memory_kb = 100
+        self.shares: list[tuple[str, int]] = []
         self.files: list[bytes] = []
         self.over = threading.Event()
         self._loaded: dict[str, Loaded] = {}
@@ -88,10 +92,12 @@ class FakeGateway:
         with self._lock:
             return {digest: loaded.role for digest, loaded in self._loaded.items()}
 
-    def answer(self, model: str, count: int = 1, compute_ns: int = 1_000_000, **counts: int) -> str:
-        """Pretend that the active version answered; returns its digest."""
+    def answer(
+        self, model: str, count: int = 1, compute_ns: int = 1_000_000, of: str = "", **counts: int
+    ) -> str:
+        """Pretend that the active version answered, or digest `of`; returns which it was."""
         with self._lock:
-            digest = self.routed(model)
+            digest = of or self.routed(model)
             loaded = self._loaded[digest]
             loaded.counts["requests"] += count
             for name, value in counts.items():
@@ -124,6 +130,12 @@ class FakeGateway:
                 self._loaded[other].role = "active"
         model = loaded.spec.model
         self.tell(control.Event("quarantined", model, digest, "three crashes in a minute", other))
+
+    def die(self, digest: str):
+        """Let a worker crash that is loaded and not routed: it is not restarted."""
+        with self._lock:
+            self._loaded[digest].counts["crashes"] += 1
+            self._release(digest)
 
     def close(self):
         """End at once, as a crash would."""
@@ -200,6 +212,12 @@ class FakeGateway:
                 return self._load(request, digest, files)
             case control.Flip():
                 return self._flip(request)
+            case control.Canary():
+                if request.pct and digest not in self._loaded:
+                    return control.Outcome(request.id, ok=False, code="not_loaded")
+                if request.pct and self._loaded[digest].role == "active":
+                    return control.Outcome(request.id, ok=False, code="active")
+                self.shares.append((digest, request.pct))
             case control.Hold():
                 for key in [k for k, x in self._loaded.items() if x.spec.model == request.model]:
                     self._release(key)
@@ -225,7 +243,8 @@ class FakeGateway:
             return control.Outcome(request.id, ok=False, code=code, message=f"scripted {code}")
         if name == "Load":
             new = self._released.pop(digest, None) or Loaded(spec)
-            self._loaded.setdefault(digest, new)
+            if self._loaded.setdefault(digest, new) is new:
+                new.role = "idle"
         return control.Outcome(
             request.id, ok=True, load_ms=1, ready_ms=2, memory_kb=100, accelerated_pct=self.share,
             median_us=self.medians.get(spec.variant, 0),
@@ -256,7 +275,8 @@ class FakeGateway:
         return [
             control.DigestStats(
                 model=x.spec.model, version=x.spec.version, digest=digest, role=x.role,
-                memory_kb=100, latency=dict(x.latency), compute=dict(x.latency), **x.counts,
+                memory_kb=self.memory_kb, latency=dict(x.latency), compute=dict(x.latency),
+                **x.counts,
             )
             for digest, x in [*self._loaded.items(), *self._released.items()]
         ]  # fmt: skip

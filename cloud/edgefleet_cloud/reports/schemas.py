@@ -90,6 +90,8 @@ class Receipt(BaseModel):
                     "prepared": True,
                     "peak_memory_kb": 63210,
                     "accelerated_pct": 100,
+                    "stand_in": "",
+                    "stand_in_requests": 0,
                 }
             ]
         }
@@ -123,6 +125,8 @@ class Receipt(BaseModel):
     prepared: bool = False
     peak_memory_kb: int = 0
     accelerated_pct: int = -1
+    stand_in: str = ""
+    stand_in_requests: int = 0
 
     @classmethod
     def of(cls, row: ReceiptRow) -> Receipt:

@@ -82,6 +82,8 @@ class ReceiptRow(SQLModel, table=True):
     prepared: bool = False
     peak_memory_kb: int = 0
     accelerated_pct: int = -1
+    stand_in: str = ""
+    stand_in_requests: int = 0
 
 
 class WindowRow(SQLModel, table=True):

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from edgefleet_agent import compose, config
 from edgefleet_agent.accelerators.fpga.region import Region
-from edgefleet_agent.fabric import stand_in_digest
+from edgefleet_agent.stand_in import stand_in_digest
 from edgefleet_shared.identifiers import sha256_digest
 from edgefleet_shared.package import FileEntry, Limits, RuntimeNeed, Variant
 from tests.agent.gateways import UnixConnection
