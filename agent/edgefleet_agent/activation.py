@@ -6,9 +6,10 @@ import threading
 import time
 from typing import NamedTuple
 
+import msgspec
+
 from edgefleet_agent import probation, stand_in, swapping
 from edgefleet_agent.gateway_client import GatewayLostError, GatewayRefusedError
-from edgefleet_agent.ipc.control import DigestStats
 from edgefleet_agent.journal import VersionRef
 from edgefleet_agent.ledger import Ledger
 from edgefleet_agent.receipts import Receipts
@@ -17,9 +18,7 @@ from edgefleet_agent.routing import Routing
 from edgefleet_agent.swapping import Reading, Swap
 from edgefleet_agent.toolbox import Toolbox
 from edgefleet_shared.errors import EdgeFleetError
-from edgefleet_shared.histogram import difference
 from edgefleet_shared.states import DeploymentEvent, DeploymentState
-from edgefleet_shared.steps import Step
 
 _E = DeploymentEvent
 LOOKS = 40
@@ -68,11 +67,13 @@ class Activation:
         except EdgeFleetError as error:
             self.roll_back(error.code, str(error))
             return
-        self.flipped(swap)
-        self.receipts.measure(swap)
+        self.receipts.measure(self.flipped(swap))
 
-    def flipped(self, swap: Swap) -> None:
-        """Write down that the route names the new version."""
+    def flipped(self, swap: Swap) -> Swap:
+        """Write down that the route names the new version; return the swap, its receipt complete.
+
+        What came before the flip, a canary share, belongs to the receipt.
+        """
         record = self._ledger.record
         assert record.deployment is not None
         new = record.deployment.staged
@@ -80,9 +81,9 @@ class Activation:
         good = [v for v in (swap.old, record.active) if v and v.digest != record.given_up]
         previous = next((v for v in good if v != new), record.previous)
         self._watch = _Watch(record.deployment.id, time.monotonic(), swap.before)
-        self._ledger.move(
-            _E.SERVE, active=new, previous=previous, receipt=swap.receipt, given_up=""
-        )
+        receipt = msgspec.structs.replace(swap.receipt, canary=record.deployment.canary)
+        self._ledger.move(_E.SERVE, active=new, previous=previous, receipt=receipt, given_up="")
+        return swap._replace(receipt=receipt)
 
     def watch(self) -> bool:
         """Perform probation until a verdict.
@@ -108,8 +109,14 @@ class Activation:
         """End probation well; the verdict says how sure that is."""
         self._watch = None
         self.receipts.settle()
+        record = self._ledger.record
+        good = record.active is not None and record.active.digest == record.condemned
         self._ledger.move(
-            _E.SUCCEED, reason=verdict.trigger, detail=verdict.detail, verdict=verdict.kind
+            _E.SUCCEED,
+            reason=verdict.trigger,
+            detail=verdict.detail,
+            verdict=verdict.kind,
+            condemned="" if good else record.condemned,
         )
 
     def roll_back(self, trigger: str, detail: str) -> None:
@@ -125,7 +132,10 @@ class Activation:
         record = ledger.record
         assert record.deployment is not None
         good = last_good(record)
-        done = [*record.quarantined, record.deployment.id]
+        done, failed = (
+            [*record.quarantined, record.deployment.id],
+            record.deployment.target.manifest,
+        )
         try:
             swap = self._return_to(good, trigger)
         except GatewayLostError:
@@ -140,6 +150,7 @@ class Activation:
                 detail=str(error),
                 quarantined=done,
                 active=ledger.serving,
+                condemned=failed if ledger.serving and ledger.serving.digest == failed else "",
             )
             return
         ledger.move(
@@ -183,29 +194,12 @@ class Activation:
             boot = self._tools.gateway().state.boot
             before = self._tools.telemetry.last_reading(boot)
             watch = self._watch = _Watch(record.deployment.id, time.monotonic(), before)
-        old = record.previous
+        active, old = record.active.digest, record.previous
+        # What has failed its own probation is no yardstick for another's.
+        yardstick = old.digest if old and old.digest != record.condemned else ""
         return probation.judge(
             record.deployment.target.policy,
             time.monotonic() - watch.since,
-            _sample(stats.get(old.digest)) if old else _NOTHING,
-            _sample(stats.get(record.active.digest), watch.before.get(record.active.digest)),
+            swapping.sample(stats.get(yardstick)),
+            swapping.sample(stats.get(active), watch.before.get(active)),
         )
-
-
-_NOTHING = probation.Sample()
-
-
-def _sample(now: DigestStats | None, before: DigestStats | None = None) -> probation.Sample:
-    if now is None:
-        return _NOTHING
-    if before is None or before.requests > now.requests:
-        return probation.Sample(
-            now.requests, now.server_errors, now.nonfinite, now.crashes, now.compute
-        )
-    return probation.Sample(
-        now.requests - before.requests,
-        now.server_errors - before.server_errors,
-        now.nonfinite - before.nonfinite,
-        now.crashes - before.crashes,
-        difference(now.compute, before.compute),
-    )

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from edgefleet_agent import orders
+from edgefleet_agent.commands import Quarantined, Recover
 from edgefleet_agent.config import Config
 from edgefleet_agent.events import Emitter
 from edgefleet_agent.gateway_client import GatewayClient
@@ -24,7 +25,7 @@ from edgefleet_agent.ports import Transport
 from edgefleet_agent.receiver import Receiver
 from edgefleet_agent.renewer import Renewer
 from edgefleet_agent.reporting import Facts, Reporter, Sender
-from edgefleet_agent.slot import Quarantined, Recover, Slot
+from edgefleet_agent.slot import Slot
 from edgefleet_agent.status import StatusFile
 from edgefleet_agent.swap_lock import SwapLock
 from edgefleet_agent.toolbox import Toolbox

@@ -110,6 +110,18 @@ class GatewayClient:
         """
         return self.call(control.Flip(self._id(), model, digest), control.Flipped)
 
+    def canary(self, model: str, digest: str, pct: int, lease_s: int) -> None:
+        """Let a loaded digest answer a share of the clients for so long; 0 percent ends that.
+
+        Raises:
+            GatewayRefusedError: The digest is not loaded, or has died; what is active answers all.
+        """
+        outcome = self.call(
+            control.Canary(self._id(), model, digest, pct, lease_s), control.Outcome
+        )
+        if not outcome.ok:
+            raise GatewayRefusedError(outcome.message, code=outcome.code)
+
     def hold(self, model: str, drain_s: int) -> control.Outcome:
         """End a model's workers while its requests wait for the next flip."""
         return self.call(

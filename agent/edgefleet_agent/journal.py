@@ -12,7 +12,7 @@ from edgefleet_agent import durable
 from edgefleet_agent.quarantine import Failures
 from edgefleet_shared import strict_json
 from edgefleet_shared.errors import InvalidInputError
-from edgefleet_shared.messages import SlotAssignment, SwapReceipt
+from edgefleet_shared.messages import SlotAssignment, SwapReceipt, TrialResult
 from edgefleet_shared.states import DONE, DeploymentState
 
 MAX_BYTES = 4 * 1024 * 1024
@@ -53,6 +53,7 @@ class Deployment(msgspec.Struct, frozen=True):
     `staged` is known once it is known what could run here, and names the chosen variant as soon as
     there is one; `choice` says why that. `blobs` is the base URL of the blobs. `drain`: the old
     version ends before the new one is loaded; `stand_in`: and a fallback answers meanwhile.
+    `canary` is what its canary share showed, once it has passed.
     """
 
     id: str
@@ -69,6 +70,7 @@ class Deployment(msgspec.Struct, frozen=True):
     choice: str = ""
     drain: bool = False
     stand_in: bool = False
+    canary: TrialResult | None = None
 
 
 class SlotRecord(msgspec.Struct, frozen=True):
@@ -77,7 +79,8 @@ class SlotRecord(msgspec.Struct, frozen=True):
     `failures` holds digests that could not be proved, see `quarantine`. `given_up` is the digest of
     the active version once it has crashed too often and there was none to go back to: it does not
     run again, whatever is restarted, until an assignment has it proved anew.
-    `receipt` is a swap receipt that the outbox does not hold yet.
+    `receipt` is a swap receipt that the outbox does not hold yet. `condemned` is the digest of the
+    active version where it has failed its probation and the way back failed too.
     """
 
     active: VersionRef | None = None
@@ -87,6 +90,7 @@ class SlotRecord(msgspec.Struct, frozen=True):
     failures: dict[str, Failures] = {}
     receipt: SwapReceipt | None = None
     given_up: str = ""
+    condemned: str = ""
 
     def versions(self) -> list[VersionRef]:
         """Return active, previous and the one that is being staged, as far as there are any."""

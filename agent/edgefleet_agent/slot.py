@@ -6,21 +6,29 @@ import logging
 import threading
 import time
 from collections import deque
-from typing import NamedTuple
 
 import msgspec
 
-from edgefleet_agent import code_pages, fabric, recovery, swapping
+from edgefleet_agent import code_pages, recovery, swapping
 from edgefleet_agent.activation import Activation
+from edgefleet_agent.commands import (
+    Assign,
+    Command,
+    Forbid,
+    Nudge,
+    Quarantined,
+    Quit,
+    Recover,
+)
 from edgefleet_agent.deployment import Staging
 from edgefleet_agent.gateway_client import GatewayLostError
 from edgefleet_agent.healing import Healing
 from edgefleet_agent.ipc.control import Event
-from edgefleet_agent.journal import VersionRef
 from edgefleet_agent.ledger import Ledger
-from edgefleet_agent.loading import Loading
 from edgefleet_agent.probation import Verdict
+from edgefleet_agent.tidying import Tidying
 from edgefleet_agent.toolbox import Toolbox
+from edgefleet_agent.windows import Windows
 from edgefleet_shared.errors import EdgeFleetError
 from edgefleet_shared.messages import SlotAssignment
 from edgefleet_shared.states import DEPLOYMENT, DONE, DeploymentEvent, DeploymentState
@@ -32,40 +40,6 @@ logger = logging.getLogger("edgefleet")
 
 RETRY_MIN_S = 2.0
 RETRY_MAX_S = 300.0
-
-
-class Assign(NamedTuple):
-    """A signed assignment names this slot."""
-
-    target: SlotAssignment
-    blobs: str
-
-
-class Recover(NamedTuple):
-    """A gateway has come up, or agentd has."""
-
-
-class Quarantined(NamedTuple):
-    """The gateway has given a digest up."""
-
-    event: Event
-
-
-class Forbid(NamedTuple):
-    """The security floor is above a version that stands by."""
-
-    version: VersionRef
-
-
-class Nudge(NamedTuple):
-    """What this slot waits for may have come."""
-
-
-class Quit(NamedTuple):
-    """agentd is ending."""
-
-
-Command = Assign | Recover | Quarantined | Forbid | Nudge | Quit
 
 
 class Slot:
@@ -90,8 +64,9 @@ class Slot:
         self._forbidden: set[str] = set()
         self.recovered = threading.Event()
         self._staging = Staging(tools, ledger, self._stop)
-        self._loading = Loading(tools, ledger, self._stop)
+        self._tidying = Tidying(tools, ledger, self._stop)
         self._activation = Activation(tools, ledger, self._stop)
+        self._windows = Windows(tools, ledger, self._activation.routing, self._stop)
         self._healing = Healing(tools, ledger, self._activation, self._stop)
         self._thread = threading.Thread(target=self._run, name=f"slot-{ledger.name}", daemon=True)
         self._thread.start()
@@ -190,11 +165,11 @@ class Slot:
     def _towards_swap(self, state: DeploymentState) -> bool:
         """Go a step towards the swap, or make it; return False while it has to wait."""
         if state is not _S.STAGED:
-            self._release()
+            self._tidying.release()
             self._staging.run()
         elif self._held() or not self._tools.together.may_swap(self.ledger.name, self._nudge):
             return False
-        else:
+        elif self._windows.passed():
             self._activation.swap()
         return True
 
@@ -280,6 +255,7 @@ class Slot:
                 if s.model == self.ledger.name and s.role != "released"
             }
             plan = recovery.plan(self.ledger.record, running)
+            self._windows.end()
             self._make_room(running)
             if not self._healing.bring_up(plan, running, self.recovered):
                 self._given_up("it crashed too often while agentd was away.")
@@ -343,50 +319,13 @@ class Slot:
         rest = self._standby_until - time.monotonic()
         if rest > 0 and self._stop.wait(rest):
             return
-        self._release()
+        self._tidying.release()
         if self._healing.bring_back():
-            self._release()
-        self._tidy_containers()
+            self._tidying.release()
+        self._tidying.containers()
         self._tools.store.collect(self._tools.journal.needs())
-        self._prepare_again()
+        self._tidying.prepare_again()
         code_pages.let_go()  # of what checking signatures and fetching needed
-
-    def _prepare_again(self) -> None:
-        """Make the prepared form of what serves where it was lost, or other software is here."""
-        serving = self.ledger.serving
-        if serving is None or not self._tools.prepared.lacks(serving):
-            return
-        try:
-            spec = self._tools.spec(serving)
-            with self._tools.verified(spec) as fds:
-                self._loading.prepare(serving, spec, fds)
-        except GatewayLostError:
-            raise
-        except EdgeFleetError as error:  # it serves on all the same
-            self.ledger.tell(Step.PREPARE, error.code, str(error), level="warning")
-
-    def _tidy_containers(self) -> None:
-        """Remove this slot's containers that no worker speaks to, and images that no slot needs."""
-        tools, name = self._tools, self.ledger.name
-        if not tools.containers.known():
-            return
-        stats = tools.gateway().stats()
-        loaded = {s.digest for s in stats if s.model == name and s.role != "released"}
-        boxed = {v.digest for v in self.ledger.record.versions() if v.image}
-        tools.containers.sweep(loaded & boxed, name)
-        tools.containers.drop_images(i for v in tools.journal.versions() for i in v.images.values())
-
-    def _release(self) -> None:
-        serving = self.ledger.serving
-        deployment = self.ledger.record.deployment
-        drain_s = deployment.target.policy.drain_s if deployment else 10
-        for stats in self._tools.gateway().stats():
-            if stats.model != self.ledger.name or stats.role in {"active", "released"}:
-                continue
-            if serving and stats.digest == serving.digest:
-                continue
-            self._tools.gateway().release(stats.digest, drain_s)
-        fabric.tidy(self._tools)
 
     def _trouble(self, error: Exception) -> None:
         code = error.code if isinstance(error, EdgeFleetError) else type(error).__name__

@@ -12,6 +12,7 @@ from edgefleet_agent import admission
 from edgefleet_agent.gateway_client import GatewayClient
 from edgefleet_agent.ipc.control import DigestStats
 from edgefleet_agent.journal import VersionRef
+from edgefleet_agent.probation import Sample
 from edgefleet_agent.toolbox import Toolbox
 from edgefleet_shared import histogram
 from edgefleet_shared.messages import SwapReceipt
@@ -165,3 +166,18 @@ def unmeasured(
 def _us(counts: Mapping[int, int], q: float) -> int | None:
     value = histogram.quantile_ns(counts, q)
     return None if value is None else value // 1000
+
+
+def sample(now: DigestStats | None, before: DigestStats | None = None) -> Sample:
+    """Return what one digest answered since a reading, for `probation`."""
+    if now is None:
+        return Sample()
+    if before is None or before.requests > now.requests:
+        return Sample(now.requests, now.server_errors, now.nonfinite, now.crashes, now.compute)
+    return Sample(
+        now.requests - before.requests,
+        now.server_errors - before.server_errors,
+        now.nonfinite - before.nonfinite,
+        now.crashes - before.crashes,
+        histogram.difference(now.compute, before.compute),
+    )

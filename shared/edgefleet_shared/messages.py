@@ -51,6 +51,8 @@ class Policy(msgspec.Struct, frozen=True):
         standby_s: Seconds the previous version stays loaded after probation.
         drain_s: Seconds that requests on the old version get to finish.
         swap: What happens where memory has no room for two versions at once; see `SwapWay`.
+        canary_s: Seconds for which the new version answers a share before it takes over; 0: none.
+        canary_pct: That share of the clients, in percent, chosen by a hash; 0: no window.
     """
 
     probation_s: int = 60
@@ -62,6 +64,8 @@ class Policy(msgspec.Struct, frozen=True):
     standby_s: int = 0
     drain_s: int = 10
     swap: SwapWay = "auto"
+    canary_s: int = 0
+    canary_pct: int = 10
 
 
 class SlotAssignment(msgspec.Struct, frozen=True):
@@ -230,6 +234,30 @@ class DeviceEvent(msgspec.Struct, frozen=True):
     data: dict[str, Any] = {}
 
 
+class TrialResult(msgspec.Struct, frozen=True):
+    """What a window before the flip has shown.
+
+    Attributes:
+        pct: The share, in percent.
+        seconds: How long the policy asked for.
+        verdict: pass, fail or inconclusive (too few requests).
+        requests: Answers of the new version; `server_errors`, `nonfinite` and `crashes` of it too.
+        p50_us: Its median run, microseconds; None: nobody asked.
+        live_requests: Answers of the version that served, meanwhile; `live_p50_us` likewise.
+    """
+
+    pct: int
+    seconds: int
+    verdict: Literal["pass", "fail", "inconclusive"]
+    requests: int
+    server_errors: int
+    nonfinite: int
+    crashes: int
+    p50_us: int | None
+    live_requests: int
+    live_p50_us: int | None
+
+
 class SwapReceipt(msgspec.Struct, frozen=True):
     """One item of stream `receipts`: what a change of the active version did to requests.
 
@@ -240,8 +268,9 @@ class SwapReceipt(msgspec.Struct, frozen=True):
 
     `way` is how it took over; `pause_ms` how long requests were held for a drain; `stand_in` the
     variant that answered while the version itself could not ('' = none), and
-    `stand_in_requests` how many of `requests_during` it answered. `prepared`: the new version was
-    loaded from the form that the device has made of it. `peak_memory_kb` is the
+    `stand_in_requests` how many of `requests_during` it answered. `canary` is
+    what its share before the flip has shown, None if there was none. `prepared`: the new version
+    was loaded from the form that the device has made of it. `peak_memory_kb` is the
     proportional memory (PSS) of all workers of the model when most of them were loaded.
     """
 
@@ -273,6 +302,7 @@ class SwapReceipt(msgspec.Struct, frozen=True):
     peak_memory_kb: int = 0
     stand_in: str = ""
     stand_in_requests: int = 0
+    canary: TrialResult | None = None
 
 
 class TelemetryWindow(msgspec.Struct, frozen=True):

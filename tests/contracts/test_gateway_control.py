@@ -203,3 +203,20 @@ def test_hold_ends_the_workers_and_keeps_the_route_for_the_next_flip(asked):
     assert asked.client.flip(two.model, two.digest).previous == ""
     assert asked.roles() == {two.digest: "active"}
     assert asked.client.hold("nobody", 1).ok
+
+
+def test_a_share_needs_a_loaded_version_that_is_not_active(asked):
+    """Half for the one beside it is taken and given back; what is active or unknown gets none."""
+    client, one, two = asked.client, asked.one.spec, asked.two.spec
+    assert asked.with_files(client.load, asked.one).ok
+    client.flip(one.model, one.digest)
+    with pytest.raises(GatewayRefusedError) as refused:
+        client.canary(one.model, two.digest, 50, 10)
+    assert refused.value.code == "not_loaded"
+    with pytest.raises(GatewayRefusedError) as refused:
+        client.canary(one.model, one.digest, 50, 10)
+    assert refused.value.code == "active"
+    assert asked.with_files(client.load, asked.two).ok
+    client.canary(one.model, two.digest, 50, 10)
+    assert asked.roles() == {one.digest: "active", two.digest: "idle"}
+    client.canary(one.model, "", 0, 10)

@@ -141,6 +141,10 @@ class Client:
             )
         elif isinstance(message, control.Flip):
             reply = plane.flip(number, message.model, message.digest)
+        elif isinstance(message, control.Canary):
+            reply = plane.trials.share(
+                number, message.model, message.digest, message.pct, message.lease_s
+            )
         elif isinstance(message, control.Hold):
             reply = await plane.hold(number, message.model, message.drain_s)
         elif isinstance(message, control.Unroute):

@@ -62,6 +62,7 @@ class Connection:
         self._inbox = Inbox(intake.max_body)
         slot_bytes = min(_SLOT_BODIES * intake.max_body, mapping.MAPPED_MAX)
         self.client = pool.number()
+        self.key = os.urandom(8)  # `who`
         self._slots = Table(self.client, pool, slot_bytes)
         self._limits = fast.Limits(fast.SLOTS_MAX, fast.OPEN_MAX, slot_bytes, intake.max_body)
         self._fds: deque[int] = deque()

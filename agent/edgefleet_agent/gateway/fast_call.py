@@ -27,6 +27,10 @@ class Call:
         self._shared = shared
         self._length = length
 
+    def who(self) -> bytes:
+        """Return the connection's key: the fast path's clients keep theirs."""
+        return self._connection.key
+
     def answer(self, status: int, body: bytes, json_length: int, retry_after_s: int = 0) -> None:
         """Send the answer; `json_length` is the length of its head."""
         for slot in self._shared.slots:

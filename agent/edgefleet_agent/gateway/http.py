@@ -62,6 +62,8 @@ class Connection(asyncio.Protocol):
         self._returns = 0
         self._closing = False
         self._begun_ns = 0  # of the next request, if a worker died on it
+        self._key = os.urandom(8)
+        self._who = b""  # what the request that is answered next says of its client
 
     # ------------------------------------------------------------------- transport
 
@@ -252,6 +254,7 @@ class Connection(asyncio.Protocol):
             self._keep_alive = request.keep_alive
             self._answering = len(request.body)
             self._bodiless = request.method == b"HEAD"
+            self._who = request.client
             self._note(request)
             if request.refused:
                 status, text, code = request.refused
@@ -316,6 +319,10 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     # ------------------------------------------------------------------- answers
+    def who(self) -> bytes:
+        """Return the client as its request names it, or else this connection."""
+        return self._who or self._key
+
     def answer(self, status: int, body: bytes, json_length: int, retry_after_s: int = 0) -> None:
         """Send the answer to an inference request."""
         if status == 200:

@@ -241,6 +241,8 @@ class Lending:
         backend = route.find(version) if route else None
         if route is None or backend is not route.active or backend.loans is None:
             return None
+        if route.trial is not None:
+            return None  # one of its versions would have this client for good
         if backend.pace.long or route.waiting or backend.loans.crowded(borrower):
             return None
         if not backend.bring(shared):

@@ -8,10 +8,14 @@ if TYPE_CHECKING:
     from edgefleet_agent.gateway.backend import Backend
     from edgefleet_agent.gateway.fast_slots import Shared
     from edgefleet_agent.gateway.router import Route
+    from edgefleet_agent.gateway.trials import Trial
 
 
 class Asker(Protocol):
     """Who gets the answer: a connection."""
+
+    def who(self) -> bytes:
+        """Return what tells one client from another: its own word, or else its connection."""
 
     def answer(self, status: int, body: bytes, json_length: int, retry_after_s: int = 0) -> None:
         """Take the answer; `json_length` is `frames.NO_JSON` where the body is JSON alone."""
@@ -22,12 +26,12 @@ class Pending:
 
     Times are nanoseconds on CLOCK_MONOTONIC. `pinned` is the backend of an explicit version;
     `alone` is set once the request has been in a worker that died. `shared` is None for a request
-    that is complete in its body.
+    that is complete in its body. `trial` is the trial that its client is of, if any.
     """
 
     __slots__ = (
         "alone", "arrived", "asker", "backend", "body", "deadline", "done", "json_length",
-        "pinned", "route", "shared",
+        "pinned", "route", "shared", "trial",
     )  # fmt: skip
 
     def __init__(
@@ -52,3 +56,4 @@ class Pending:
         self.backend: Backend | None = None
         self.alone = False
         self.done = False
+        self.trial: Trial | None = None

@@ -15,6 +15,7 @@ from edgefleet_agent.gateway.launcher import Launcher
 from edgefleet_agent.gateway.lending import Lending
 from edgefleet_agent.gateway.outcomes import already, outcome_of, refused
 from edgefleet_agent.gateway.router import Route, Router
+from edgefleet_agent.gateway.trials import Trials
 from edgefleet_agent.ipc.control import (
     DigestStats,
     Event,
@@ -58,6 +59,7 @@ class Plane:
         self.backends: dict[str, Backend] = {}
         self.router = Router(queue_limit, timeout_s, hung=Backend.kill)
         self.lending = Lending(self.router.routes, timeout_s, lend_after)
+        self.trials = Trials(self.router.routes, self.backends)
         self.on_event: Callable[[Event], None] = lambda _: None
         self.sandbox: list[str] = []
         self._crashes = Crashes(
@@ -171,6 +173,7 @@ class Plane:
             return Flipped(number, previous="", in_flight=0)
         previous, there = route.active, self.backends.get(route.active.digest) is route.active
         if previous is not backend:
+            route.end_trial()
             route.active, route.standby = backend, previous if there else None
             route.swaps += 1
             route.held = False
@@ -195,6 +198,7 @@ class Plane:
         """End every worker of a model; its requests wait for the next flip."""
         route = self.router.routes.get(model)
         if route is not None:
+            route.end_trial()
             route.held, route.standby = True, None
         mine = [b for b in self.backends.values() if b.spec.model == model]
         await asyncio.gather(*(backend.drained(drain_s) for backend in mine))

@@ -14,6 +14,7 @@ import msgspec
 from edgefleet_agent.gateway.backend import Backend
 from edgefleet_agent.gateway.fast_slots import Shared
 from edgefleet_agent.gateway.pending import Asker, Pending
+from edgefleet_agent.gateway.trials import Trial
 from edgefleet_agent.ipc.frames import NO_JSON
 
 _SWEEP_MIN_S = 0.01
@@ -26,7 +27,8 @@ class Route:
     """Where one model's requests go now, and where they would go if that failed."""
 
     __slots__ = (
-        "active", "held", "mark_ns", "max_gap_ns", "model", "open", "standby", "swaps", "waiting",
+        "active", "held", "mark_ns", "max_gap_ns", "model", "open", "standby", "swaps", "trial",
+        "waiting",
     )  # fmt: skip
 
     def __init__(self, model: str, active: Backend) -> None:
@@ -39,6 +41,15 @@ class Route:
         self.max_gap_ns = 0
         self.swaps = 0
         self.held = False  # its workers go, the next ones come: requests wait meanwhile
+        self.trial: Trial | None = None  # a version that answers a share
+
+    def end_trial(self) -> None:
+        """Let what is active answer everything again, by its worker itself if it may."""
+        trial, self.trial = self.trial, None
+        if trial is not None:
+            trial.cancel()
+            if self.active.loans is not None:
+                self.active.loans.reopen()
 
     def find(self, version: str) -> Backend | None:
         """Return the backend of a version; '' is the active one."""
@@ -108,6 +119,9 @@ class Router:
         deadline = now + (min(timeout_ns, TIMEOUT_MAX_NS) or self._timeout_ns)
         pending = Pending(asker, route, body, json_length, now, deadline, pinned, shared)
         pending.alone = begun_ns > 0
+        trial = route.trial
+        if trial is not None and pinned is None and trial.takes(asker.who()):
+            pending.trial = trial
         self._open[pending] = None
         if self._sweep_timer is None or deadline < self._sweep_at:
             self._arm(deadline)
@@ -121,6 +135,9 @@ class Router:
             pending.backend = None
             route.waiting.append(pending)
             return
+        trial = pending.trial
+        if trial is not None and trial is route.trial and not pending.alone and trial.backend.ready:
+            backend = trial.backend
         if backend.ready:
             backend.ask(pending)
             return
@@ -226,7 +243,8 @@ class Router:
             self.finish(pending, 504, problem("The deadline has passed.", "deadline"), NO_JSON)
         for route in self.routes.values():
             route.waiting = [one for one in route.waiting if not one.done]
-            for backend in (route.active, route.standby):
+            trial = route.trial
+            for backend in (route.active, route.standby, trial.backend if trial else None):
                 if (
                     backend is not None
                     and backend.in_flight

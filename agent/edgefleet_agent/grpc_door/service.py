@@ -108,7 +108,8 @@ class Service:
         except InvalidInputError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             raise
-        headers = [
+        headers: list[tuple[str, int | str]] = [
+            ("Inference-Client", _client(context)),
             ("Inference-Header-Content-Length", len(call.head)),
             *_deadline(plain(request.parameters), context.time_remaining()),
         ]
@@ -121,6 +122,12 @@ class Service:
             await _refuse(reply, context)
         length = int(reply.headers.get("inference-header-content-length", len(reply.body)))
         return to_grpc(reply.body, length)
+
+
+def _client(context: Any) -> str:
+    """Return what tells a client from others, for the gateway sees this door's connections."""
+    given = dict(context.invocation_metadata() or ()).get("inference-client", "")
+    return str(given) or str(context.peer())
 
 
 def _deadline(parameters: dict[str, Any], remaining_s: float | None) -> list[tuple[str, int]]:

@@ -31,7 +31,7 @@ class Upstream:
         self,
         method: str,
         path: str,
-        headers: Sequence[tuple[str, int]] = (),
+        headers: Sequence[tuple[str, int | str]] = (),
         body: Sequence[bytes] = (),
     ) -> Reply:
         """Send one request and return its answer.

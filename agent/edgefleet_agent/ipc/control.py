@@ -90,6 +90,21 @@ class Flip(msgspec.Struct, tag=True, frozen=True):
     digest: str
 
 
+class Canary(msgspec.Struct, tag=True, frozen=True):
+    """Let the loaded `digest` answer `pct` percent of `model`'s clients for `lease_s` seconds.
+
+    Said again, it goes on; not said again, it ends, and what is active answers everything. It ends
+    at once with 0 percent, with the digest's worker, and with a `Flip`, `Hold` or `Unroute`.
+    Requests that name a version are not touched. Answered by `Outcome`: `not_loaded`, `active`.
+    """
+
+    id: int
+    model: str
+    digest: str
+    pct: int
+    lease_s: int = 10
+
+
 class Hold(msgspec.Struct, tag=True, frozen=True):
     """End every worker of `model` while its requests wait for the next `Flip`.
 
@@ -268,7 +283,18 @@ class Event(msgspec.Struct, tag=True, frozen=True):
 
 
 Request = (
-    Hello | Prove | Prepare | Cancel | Load | Flip | Hold | Unroute | Release | Stats | Shutdown
+    Hello
+    | Prove
+    | Prepare
+    | Cancel
+    | Load
+    | Flip
+    | Canary
+    | Hold
+    | Unroute
+    | Release
+    | Stats
+    | Shutdown
 )
 Reply = Outcome | Flipped | StatsReply | GatewayState
 Message = Request | Reply | Event

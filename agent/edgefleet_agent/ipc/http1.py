@@ -17,6 +17,7 @@ DEADLINE_KEY = b'"deadline_ms"'
 class Request:
     """One HTTP request, as far as it has come. Timeouts are nanoseconds, 0 = none given.
 
+    `client` is whatever tells its client from others, b"" if it says nothing of that.
     `begun_ns` (CLOCK_MONOTONIC) is set where a worker had begun it before it died.
     """
 
@@ -25,6 +26,7 @@ class Request:
         "begun_ns",
         "body",
         "chunked",
+        "client",
         "encoding",
         "expects_continue",
         "head_bytes", "headers_done",
@@ -46,6 +48,7 @@ class Request:
         self.timeout_ns = 0
         self.begun_ns = 0
         self.encoding = b""
+        self.client = b""
         self.chunked = False
         self.expects_continue = False
         self.keep_alive = True
@@ -66,6 +69,8 @@ class Request:
             self.json_length = self._number(name, value)
         elif name == b"inference-timeout-ms":
             self.timeout_ns = self._number(name, value) * 1_000_000
+        elif name == b"inference-client":
+            self.client = value
         elif name == b"content-encoding":
             self.encoding = value.lower().strip()
         elif name == b"transfer-encoding":

@@ -121,6 +121,8 @@ def _check_receipt(receipt: SwapReceipt) -> SwapReceipt:
     for digest in filter(None, (receipt.from_digest, receipt.to_digest)):
         check_digest(digest)
     _not_negative(receipt)
+    if receipt.canary is not None:
+        _not_negative(receipt.canary)
     return msgspec.structs.replace(receipt, ts=_time(receipt.ts))
 
 

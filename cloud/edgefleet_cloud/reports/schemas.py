@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from edgefleet_cloud.reports.service import Answered, quantile_us
@@ -92,6 +94,7 @@ class Receipt(BaseModel):
                     "accelerated_pct": 100,
                     "stand_in": "",
                     "stand_in_requests": 0,
+                    "canary": None,
                 }
             ]
         }
@@ -127,6 +130,7 @@ class Receipt(BaseModel):
     accelerated_pct: int = -1
     stand_in: str = ""
     stand_in_requests: int = 0
+    canary: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, row: ReceiptRow) -> Receipt:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import JSON, Column, Index, UniqueConstraint
 from sqlmodel import Field, SQLModel
 
@@ -84,6 +86,7 @@ class ReceiptRow(SQLModel, table=True):
     accelerated_pct: int = -1
     stand_in: str = ""
     stand_in_requests: int = 0
+    canary: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
 
 
 class WindowRow(SQLModel, table=True):

@@ -31,6 +31,13 @@ class NewPolicy(BaseModel):
     standby_s: int = Field(default=Policy().standby_s, ge=0, le=30 * _DAYS)
     drain_s: int = Field(default=Policy().drain_s, ge=0, le=_DAYS)
     swap: SwapWay = Policy().swap
+    canary_s: int = Field(default=Policy().canary_s, ge=0, le=30 * _DAYS)
+    canary_pct: int = Field(default=Policy().canary_pct, ge=0, le=100)
+
+    @property
+    def watched_s(self) -> int:
+        """Seconds for which a device looks at a version before it says how it is."""
+        return self.canary_s + self.probation_s
 
 
 class NewWave(BaseModel):
@@ -106,10 +113,10 @@ class NewRollout(BaseModel):
         if sum(way is not None for way in ways) > 1:
             raise ValueError("say for whom by one of group, selector and devices")
         shortest = min(gate.deadline_s for gate in self.gates())
-        if shortest <= self.policy.probation_s:
+        if shortest <= self.policy.watched_s:
             raise ValueError(
                 f"a deadline_s of {shortest} ends before probation, which lasts "
-                f"{self.policy.probation_s} s"
+                f"{self.policy.watched_s} s with what comes before it"
             )
         return self
 
@@ -123,7 +130,7 @@ class NewRollout(BaseModel):
 
     def gates(self) -> list[Gate]:
         """Return the gate of each wave; a deadline that nobody set leaves time for probation."""
-        ample = max(3600, 2 * self.policy.probation_s + 600)
+        ample = max(3600, 2 * self.policy.watched_s + 600)
         gates = [wave.gate or self.gate for wave in self.waves]
         return [
             gate
