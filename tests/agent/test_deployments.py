@@ -131,6 +131,21 @@ def test_a_rolled_back_deployment_is_never_tried_again(world, agent):
     assert agent.transport.slot("digits")["state"] == "rolled_back"
 
 
+def test_a_version_that_failed_its_probation_is_no_yardstick(world, agent):
+    """Its rollback failed, so it serves; the next one is judged by the policy, not beside it."""
+    one = world.publish("1.0.0")
+    agent.assign(one)
+    agent.reaches("succeeded")
+    agent.gateway.refuse |= {(name, one.manifest): "load_failed" for name in ("Flip", "Load")}
+    for version, end in (("2.0.0", "rollback_failed"), ("3.0.0", "rolled_back")):
+        agent.assign(msgspec.structs.replace(world.publish(version), policy=WATCHED))
+        until(lambda v=version: agent.transport.slot("digits").get("target_version") == v)
+        agent.reaches("probation")
+        agent.gateway.answer("digits", 200, nonfinite=200)
+        assert agent.reaches(end)["state"] == end
+        agent.gateway.refuse.clear()
+
+
 def test_a_first_version_that_misbehaves_leaves_nothing(world, agent):
     """There is nothing to go back to, so nothing is served."""
     agent.assign(with_policy(world.publish("1.0.0"), WATCHED))

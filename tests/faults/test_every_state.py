@@ -52,22 +52,19 @@ class Course:
 
 
 @pytest.fixture(scope="module")
-def shared():
+def course():
     """One course for all; each case leaves a device that serves and has settled."""
     course = Course()
     yield course
     course.close()
 
 
-@pytest.fixture
-def course(shared, state):
-    """The course of a case; one of its own where the way back is broken for good."""
-    course = Course() if state is S.ROLLBACK_FAILED else shared
-    yield course
+@pytest.fixture(autouse=True)
+def clean(course):
+    """Take back what a case has done to gateway and blob server."""
+    yield
     course.device.gateway.refuse.clear()
     course.world.server.hold_at = None
-    if course is not shared:
-        course.close()
 
 
 def good(course):
