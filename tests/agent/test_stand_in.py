@@ -214,24 +214,6 @@ def test_a_bad_version_gives_way_to_a_stand_in_before_the_old_one_is_back(world,
     assert "Hold" not in agent.gateway.seen
 
 
-@pytest.mark.parametrize("kind", ["Load", "Flip", "Release"])
-def test_a_stand_in_found_after_a_restart_is_put_right(world, agent, memory, kind):
-    """Agentd goes in the midst of it; the next one comes to the new version all the same."""
-    one = serve(agent, publish(world, "1.0.0"))
-    memory["available"] = TIGHT_KB
-    two = publish(world, "2.0.0", drain_s=0)
-    agent.gateway.lose.add(kind)
-    agent.assign(two)
-    until(lambda: agent.record().deployment.state == "swapping", "the swap")
-    until(lambda: agent.gateway.seen[-1] == kind, kind)
-    agent.stop(end_gateway=False)
-    agent.gateway.lose.clear()
-    agent.start()
-    until(lambda: agent.record().deployment.state == "succeeded", str(agent.record().deployment))
-    until(lambda: agent.gateway.loaded() == {two.manifest: "active"}, str(agent.gateway.loaded()))
-    assert agent.record().previous.digest == one.manifest
-
-
 def test_under_load_a_stand_in_answers_every_request_at_once(world):
     """Four real clients while memory has room for one: each answer is of one of the three."""
     device = Device(world).start()

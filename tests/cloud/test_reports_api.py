@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 from urllib.parse import quote
 
+import msgspec
 import pytest
 
 from edgefleet_cloud.reports.ingest import Ingest
 from edgefleet_shared import histogram
 from edgefleet_shared.identifiers import sha256_digest
+from edgefleet_shared.messages import TrialResult
 from tests.cloud.test_enrollments import csr
 from tests.cloud.test_history import at
 from tests.fakes.speaking_device import SpeakingDevice, digest, receipt, window
@@ -49,6 +51,22 @@ def test_receipts_are_listed(cloud, cam):
     page = cloud.client.get("/v1/receipts", params={"page_size": 1}).json()
     (next_one,) = _items(cloud, "/v1/receipts", page_size=1, page_token=page["next_page_token"])
     assert next_one["to_version"] == "2.0.0"
+
+
+def test_a_receipt_brings_stand_in_and_canary(cloud, cam):
+    """As the device wrote them; a result that cannot be is refused, and nothing else with it."""
+    canary = TrialResult(10, 60, "pass", 30, 0, 0, 0, 410, 270, 400)
+    wrong = msgspec.structs.replace(canary, requests=-1)
+    batch = {
+        4: receipt("3.0.0", at(20), way="stand_in", stand_in="small", stand_in_requests=7),
+        5: receipt("4.0.0", at(30), canary=canary),
+        6: receipt("5.0.0", at(40), canary=wrong),
+    }
+    ingest = cloud.program.app.state.parts.get(Ingest)
+    ingest.handle("cam-1", "ev", "receipts", cam.batch("receipts", batch))
+    stood, tried = _items(cloud, "/v1/receipts", device="cam-1")[2:]
+    assert (stood["way"], stood["stand_in"], stood["stand_in_requests"]) == ("stand_in", "small", 7)
+    assert (stood["canary"], tried["canary"]) == (None, msgspec.to_builtins(canary))
 
 
 def test_history_is_told(cloud, cam):
