@@ -12,10 +12,11 @@ import logging
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from edgefleet_agent import __version__, inspection, selftest
 from edgefleet_agent.config import Config, load
+from edgefleet_agent.inspection import denied
 from edgefleet_shared.errors import EdgeFleetError, InvalidInputError, UnavailableError
 
 DEFAULT_CONFIG = Path("/etc/edgefleet/agent.toml")
@@ -24,7 +25,10 @@ LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit status."""
-    options = _parser().parse_args(arguments)
+    try:
+        options = _parser().parse_args(arguments)
+    except InvalidInputError as error:
+        return _fail(error, 2, as_json="--json" in (arguments or sys.argv))
     as_json = getattr(options, "json", False)
     path = options.config or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None)
     try:
@@ -39,25 +43,31 @@ def main(arguments: list[str] | None = None) -> int:
             return _selftest(config, options)
         if options.command == "import-bundle":
             return _import(config, options.source, as_json=options.json)
-        if options.command == "status":
-            return _status(config, as_json=options.json)
         return int(options.run(config, options))
     except EdgeFleetError as error:
         return _fail(error, _status_of(error), as_json=as_json)
     except OSError as error:
-        told = UnavailableError(
-            f"{error.filename or 'The system'}: {error.strerror or error}.",
-            code="system",
-            hint="Check state_dir and run_dir, and who may write there.",
+        return _fail(denied.explain(error), 1, as_json=as_json)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments as every other error is said."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InvalidInputError(
+            f"{message[:1].upper()}{message[1:]}.",
+            code="usage",
+            hint=f"`{self.prog} --help` tells what it takes.",
         )
-        return _fail(told, 1, as_json=as_json)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="edgefleet-agent", description="The edgefleet agent.")
+    parser: argparse.ArgumentParser = _Parser(
+        prog="edgefleet-agent", description="The edgefleet agent."
+    )
     parser.add_argument("--version", action="version", version=f"edgefleet-agent {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    shared = argparse.ArgumentParser(add_help=False)
+    shared: argparse.ArgumentParser = _Parser(add_help=False)
     shared.add_argument("--config", type=Path, help=f"TOML file (default {DEFAULT_CONFIG})")
     commands.add_parser("run", parents=[shared], help="serve models and obey the fleet manager")
     enroll = commands.add_parser("enroll", parents=[shared], help="become a device of a fleet")
@@ -78,8 +88,6 @@ def _parser() -> argparse.ArgumentParser:
     bring.add_argument("source", type=Path, help="a folder with desired.json and blobs, or a file")
     bring.add_argument("--json", action="store_true", help="one JSON object")
     selftest.add_parser(commands, shared)
-    status = commands.add_parser("status", parents=[shared], help="show what runs here")
-    status.add_argument("--json", action="store_true", help="one JSON object")
     inspection.register(commands, shared)
     return parser
 
@@ -193,48 +201,6 @@ def _read(file: Path) -> str:
             code="ticket",
             hint="`edgefleet device ticket DEVICE -o FILE` makes one.",
         ) from error
-
-
-def _status(config: Config, *, as_json: bool) -> int:
-    from edgefleet_agent.status import read_lock, read_status
-
-    status = read_status(config.run)
-    status |= read_lock(config.state)
-    if as_json:
-        sys.stdout.write(json.dumps(status) + "\n")
-    else:
-        sys.stdout.write("\n".join(_lines(status)) + "\n")
-    return 0 if status["running"] else 1
-
-
-def _lines(status: dict[str, Any]) -> list[str]:
-    state = "runs" if status["running"] else "does NOT run"
-    link = "connected" if status["connected"] else "not connected"
-    doors = status["inference"]
-    lines = [
-        f"{status['device']} of fleet {status['fleet']}: agentd {state} (pid {status['pid']})",
-        f"  {link}, assignment {status['counter']}, gateway {status['gateway']}",
-        f"  infer at {doors['socket']}"
-        + (f" and http://{doors['tcp']}" if doors["tcp"] else "")
-        + (f" and grpc://{doors['grpc']}" if doors["grpc"] else ""),
-    ]
-    if status["locked"]:
-        lines.append(f"  {status['locked']}")
-    if status["refused"]:
-        lines.append(f"  refused last: {status['refused']}")
-    if status["floor_lost"]:
-        lines.append("  the trust floors are lost: no change is accepted; enrol anew")
-    for name, slot in status["slots"].items():
-        active = slot["active_version"] or "nothing"
-        line = f"  {name}: serves {active}; deployment of {slot['target_version']}: {slot['state']}"
-        if slot["reason"]:
-            line += f" ({slot['reason']})"
-        lines.append(line)
-    lines.extend(
-        f"    worker {worker['pid']}: {worker['model']} {worker['version']} {worker['role']}"
-        for worker in status["workers"]
-    )
-    return lines
 
 
 def _status_of(error: EdgeFleetError) -> int:

@@ -87,7 +87,10 @@ class StatusFile:
 
 
 def read_status(run: Path) -> dict[str, Any]:
-    """Return agentd's status with `running` and the gateway's own `workers`.
+    """Return agentd's status with `running` and the gateway's own `workers`, None if not known.
+
+    Of an agentd that has died it is the last one, but that nothing is connected and that the
+    gateway's state is its own.
 
     Raises:
         UnavailableError: agentd has never run here, or has ended (code `not_running`).
@@ -104,6 +107,9 @@ def read_status(run: Path) -> dict[str, Any]:
     shown: dict[str, Any] = msgspec.to_builtins(status)
     shown["running"] = _alive(status.pid)
     shown["workers"], shown["sandbox"] = _workers(run)
+    if not shown["running"]:
+        shown["connected"] = False
+        shown["gateway"] = "not known" if shown["workers"] is None else "up"
     shown["inference"] = {
         "socket": str(run / "infer.sock"),
         "tcp": _address(run / "infer.addr"),
@@ -137,8 +143,8 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _workers(run: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return the loaded digests, and the layers that the last worker was shut in by."""
+def _workers(run: Path) -> tuple[list[dict[str, Any]] | None, list[str]]:
+    """Return the loaded digests, None if they are not known, and the last worker's sandbox."""
     with contextlib.suppress(UnavailableError, InvalidInputError):
         client = GatewayClient(run / "control.sock", lambda _: None)
         try:
@@ -151,4 +157,4 @@ def _workers(run: Path) -> tuple[list[dict[str, Any]], list[str]]:
             return workers, client.state.sandbox
         finally:
             client.close()
-    return [], []
+    return None, []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -10,10 +11,14 @@ from collections.abc import Iterator
 
 import msgspec
 import numpy as np
+import onnxruntime
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
-from edgefleet_shared.package import TensorSpec
+from edgefleet_provisioning.cli import app
+from edgefleet_shared.alike import seen
+from edgefleet_shared.package import TensorSpec, decode_manifest
 from edgefleet_shared.processing import Processing
 from edgefleet_shared.processing_rules import outer
 from tests.house.documents import FENCE, text_of
@@ -96,7 +101,7 @@ def test_a_jpeg_gets_the_labels_that_the_page_shows(guide):
 @pytest.mark.curl
 def test_metrics_and_statistics_are_where_the_page_says(guide):
     """All three addresses answer, Triton's names where they are asked for."""
-    text = guide(SHELL[3], "bash", "-ec")
+    text = guide(SHELL[4], "bash", "-ec")
     plain, _, rest = text.partition("# HELP nv_inference_request_success")
     assert "edgefleet_inference_duration_seconds_bucket" in plain
     assert '"model_stats":[{"name":"scores"' in rest
@@ -111,6 +116,28 @@ def test_the_python_programs_run(guide, index, wanted):
     assert [text for text in wanted if text not in printed] == []
 
 
+def test_the_models_of_the_page_can_be_made(guide, tmp_path, monkeypatch):
+    """The program makes both, the commands publish them, and they take what the examples send."""
+    monkeypatch.chdir(tmp_path)
+    subprocess.run([sys.executable, "-c", PYTHON[3]], timeout=30, check=True)
+    (tmp_path / "sorter.toml").write_text(TOML[0])
+    published = {}
+    for words in map(shlex.split, SHELL[3].splitlines()):
+        if words[1:3] != ["model", "publish"]:
+            continue
+        done = CliRunner().invoke(app, [*words[1:], "--output", words[5], "--json"])
+        assert done.exit_code == 0, done.output
+        digest = json.loads(done.stdout.splitlines()[-1])["manifest"].removeprefix("sha256:")
+        manifest = decode_manifest((tmp_path / words[5] / "blobs/sha256" / digest).read_bytes())
+        published[manifest.name] = seen(manifest.variants[0])
+    assert published["scores"].inputs == [TensorSpec("x", "FP32", [-1, 4])]
+    assert published["sorter"].inputs == [TensorSpec("image", "BYTES", [1])]
+    assert [one.name for one in published["sorter"].outputs] == ["scores", "classes", "labels"]
+    session = onnxruntime.InferenceSession("scores.onnx")
+    (y,) = session.run(None, {"x": np.array([[1, 2, 3, 4]], np.float32)})
+    assert y.ravel().tolist() == json.loads(JSON[0])["outputs"][0]["data"]
+
+
 def test_a_detector_is_described_as_the_page_says():
     """The second example chains for a model as YOLOv8 exports it."""
     given = [TensorSpec("images", "FP32", [1, 3, 640, 640])]
@@ -122,5 +149,5 @@ def test_a_detector_is_described_as_the_page_says():
 def test_every_block_is_looked_at():
     """A block that is added to the page gets its test."""
     counts = [len(part) for part in (SHELL, PYTHON, TOML, JSON, blocks("csharp"))]
-    assert counts == [4, 3, 2, 2, 1]
+    assert counts == [5, 4, 2, 2, 1]
     assert sum(counts) == len(BLOCKS)

@@ -124,7 +124,7 @@ class World:
     def worker(self, name: str) -> int:
         """Return the process id of a device's serving worker; 0 while there is none."""
         config = self.fleet.folder / name / "agent.toml"
-        found = run_json([*AGENT, "status", "--config", str(config)])["workers"]
+        found = run_json([*AGENT, "status", "--config", str(config)])["workers"] or []
         return next((w["pid"] for w in found if w["role"] == "active"), 0)
 
     @contextlib.contextmanager

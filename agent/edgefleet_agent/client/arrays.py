@@ -23,10 +23,12 @@ _NAMES: Final = {dtype: name for name, dtype in DTYPES.items()}
 def laid_out(name: str, given: Any) -> tuple[str, np.ndarray]:
     """Return an input's datatype and its elements in row-major order; BYTES as bytes.
 
+    `bytes` alone, as of a JPEG, are one element.
+
     Raises:
         InvalidRequestError: The protocol has no datatype for it.
     """
-    array = np.asarray(given)
+    array = as_array(given)
     datatype = _NAMES.get(array.dtype)
     if datatype is None:
         if array.dtype.kind in "OSU":
@@ -40,6 +42,15 @@ def laid_out(name: str, given: Any) -> tuple[str, np.ndarray]:
         if datatype is None:
             raise InvalidRequestError(f"Input {name!r} is {array.dtype}, which is too wide.")
     return datatype, array if array.flags.c_contiguous else np.ascontiguousarray(array)
+
+
+def as_array(given: Any) -> np.ndarray:
+    """Return what a caller gave as an array; `bytes` as one element, whatever is in them."""
+    if isinstance(given, bytes | bytearray):
+        array = np.empty(1, object)
+        array[0] = bytes(given)
+        return array
+    return np.asarray(given)
 
 
 def _joined(name: str, array: np.ndarray) -> np.ndarray:

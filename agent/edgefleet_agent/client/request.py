@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgefleet_agent.client.arrays import array_of, laid_out
+from edgefleet_agent.client.arrays import array_of, as_array, laid_out
 from edgefleet_agent.client.errors import (
     GatewayGoneError,
     InferenceError,
@@ -123,7 +123,7 @@ class Requests:
         try:
             for name, value in inputs.items():
                 datatype, array = laid_out(name, value)
-                shape = array.shape if datatype != "BYTES" else np.shape(value)
+                shape = array.shape if datatype != "BYTES" else as_array(value).shape
                 place = self._place(array, taken) if array.nbytes > fast.INLINE_MAX else None
                 if place is None:
                     if pad := -at % 8:

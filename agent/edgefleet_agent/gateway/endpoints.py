@@ -70,6 +70,24 @@ def _take_apart(target: bytes) -> Target:
 
 _known = lru_cache(maxsize=1024)(_take_apart)
 
+_NOT_OURS = {
+    b"/load": "Models are loaded and unloaded by the fleet manager, not by clients.",
+    b"/unload": "Models are loaded and unloaded by the fleet manager, not by clients.",
+    b"/config": "There is no model configuration; /v2/models/NAME shows what a model takes.",
+    b"sharedmemory": "Named shared memory is not offered; edgefleet_agent.client sends memory.",
+}
+"""What Triton's clients may ask for and this server leaves out, by what is in the path."""
+
+
+def _nothing(target: bytes) -> str:
+    """Say of a path that answers nothing what it was meant to be, where that is known."""
+    path = target.partition(b"?")[0][:_KNOWN_BYTES]
+    if path.startswith(b"/v2/"):
+        for part, text in _NOT_OURS.items():
+            if path.endswith(part) or (part == b"sharedmemory" and part in path):
+                return text
+    return "There is nothing at this path."
+
 
 def deadline_parameter(body: bytes, json_length: int) -> int:
     """Return the nanoseconds that the parameter `deadline_ms` of a request gives it, 0 = none.
@@ -134,7 +152,7 @@ class Endpoints:
 
     def _answer(self, request: Request, target: Target) -> bytes:
         if not target.kind:
-            return error(404, "There is nothing at this path.", "unknown_path")
+            return error(404, _nothing(request.target), "unknown_path")
         allowed = {b"POST"} if target.kind == "infer" else {b"GET"}
         if target.kind == "index":
             allowed.add(b"POST")

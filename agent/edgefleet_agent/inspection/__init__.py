@@ -11,26 +11,37 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 from edgefleet_agent.config import Config
+from edgefleet_agent.inspection import denied
 
 
 class Command(NamedTuple):
-    """A command: its module, the functions in it that add arguments ('' = none) and that run."""
+    """A command: its module, the functions in it that add arguments ('' = none) and that run.
+
+    `device`: it has no sense where no device is enrolled, and must not seem to have one.
+    """
 
     module: str
     help: str
     register: str = ""
     run: str = "run"
+    device: bool = True
 
 
 COMMANDS = {
+    "status": Command("standing", "show what runs here", device=False),
     "models": Command("models", "show the models of this device: versions, variants, load"),
     "journal": Command("journal", "show where every slot stands on disk", "register"),
-    "infer": Command("infer", "ask a model by hand: infer MODEL --input NAME=VALUE", "register"),
+    "infer": Command(
+        "infer", "ask a model by hand: infer MODEL --input NAME=VALUE", "register", device=False
+    ),
     "verify": Command("verify", "check every signature and every byte on this device again"),
     "lock": Command("locking", "let no model swap or stop until `unlock`", "register", "run_lock"),
     "unlock": Command("locking", "let models change again", run="run_unlock"),
     "collect": Command(
-        "collect", "write an archive for whoever looks for a fault; no secrets", "register"
+        "collect",
+        "write an archive for whoever looks for a fault; no secrets",
+        "register",
+        device=False,
     ),
 }
 
@@ -50,6 +61,8 @@ def register(
 
 def _runner(command: Command) -> Any:
     def run(config: Config, options: argparse.Namespace) -> int:
+        if command.device:
+            denied.check_device(config)
         return int(getattr(_module(command), command.run)(config, options))
 
     return run

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 from edgefleet_agent.config import Config
+from edgefleet_agent.inspection.denied import as_owner
 from edgefleet_agent.inspection.output import say
 from edgefleet_shared.errors import InvalidInputError, UnavailableError
 
@@ -30,12 +31,12 @@ TIMEOUT_S = 60.0
 class _Uds(http.client.HTTPConnection):
     def __init__(self, path: Path) -> None:
         super().__init__("localhost", timeout=TIMEOUT_S)
-        self._path = path
+        self.path = path
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(TIMEOUT_S)
-        self.sock.connect(str(self._path))
+        self.sock.connect(str(self.path))
 
 
 def register(parser: argparse.ArgumentParser) -> None:
@@ -158,7 +159,7 @@ def _values(tensors: Sequence[dict[str, Any]], given: Sequence[str]) -> dict[str
             raise InvalidInputError(
                 f"The value {value[:80]!r} of {name!r} cannot be read: {why}.",
                 code="infer_input",
-                hint=f"Give JSON, for example {name}=[[1,2]], or {name}=@FILE.",
+                hint=f"Give JSON, for example {name}=[[1,2]], or {name}=@FILE for a file's bytes.",
             ) from error
     return values
 
@@ -200,11 +201,7 @@ def _ask(
         response = connection.getresponse()
         data = response.read()
     except OSError as error:
-        raise UnavailableError(
-            f"The gateway does not answer: {error}.",
-            code="not_running",
-            hint="`edgefleet-agent status` tells whether it runs.",
-        ) from error
+        raise _unasked(connection, error) from error
     try:
         answer = json.loads(data)
     except ValueError:
@@ -215,6 +212,23 @@ def _ask(
     if 400 <= response.status < 500:
         raise InvalidInputError(text, code=code)
     raise UnavailableError(text, code=code)
+
+
+def _unasked(connection: http.client.HTTPConnection, error: OSError) -> UnavailableError:
+    path = connection.path if isinstance(connection, _Uds) else Path()
+    if isinstance(error, PermissionError):
+        return UnavailableError(
+            f"This user may not ask at {path}.",
+            code="denied",
+            hint=f"{as_owner(path)}, or join the group of the socket.",
+        )
+    why = "no gateway runs there" if isinstance(error, FileNotFoundError) else str(error)
+    return UnavailableError(
+        f"Nobody answers at {path}: {why}.",
+        code="not_running",
+        hint="Start the agent (`edgefleet-agent run`, or its systemd unit), or give the right "
+        "--config; `edgefleet-agent status` tells what runs.",
+    )
 
 
 def _lines(answer: dict[str, Any], latency: dict[str, int]) -> list[str]:

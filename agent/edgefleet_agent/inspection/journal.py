@@ -56,7 +56,8 @@ def _lines(document: Document, slots: dict[str, SlotRecord]) -> Iterator[str]:
             line = f"  {deployment.state.value} since {deployment.since}: deployment "
             yield f"{line}{deployment.id} of {what}, attempt {deployment.attempt}"
             if deployment.reason or deployment.detail:
-                yield f"    {deployment.reason}: {deployment.detail}"
+                why = ": ".join(filter(None, (deployment.reason, deployment.detail)))
+                yield f"    {why}"
             if deployment.verdict:
                 yield f"    probation: {deployment.verdict}"
         for digest, failures in record.failures.items():

@@ -12,6 +12,7 @@ import msgspec
 from edgefleet_agent.choosing import read_choices
 from edgefleet_agent.config import Config
 from edgefleet_agent.gateway_client import GatewayClient
+from edgefleet_agent.inspection.denied import no_gateway
 from edgefleet_agent.inspection.output import say, size, table
 from edgefleet_agent.ipc.control import DigestStats
 from edgefleet_agent.journal import SlotRecord, VersionRef, read_document
@@ -26,7 +27,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
     document = read_document(config.state / "journal.json")
     stats = _stats(config)
     found = [
-        _entry(config, name, place, version, stats or {})
+        _entry(config, name, place, version, stats)
         for name, record in sorted(document.slots.items())
         for place, version in _versions(record)
     ]
@@ -34,7 +35,7 @@ def run(config: Config, options: argparse.Namespace) -> int:
         (
             e["model"], e["version"], e["place"], e["role"] or "-", e["variant"],
             f"{e['runtime']}/{e['accelerator']}", size(e["bytes"]),
-            e["requests"], e["p50_us"] or "-", e["p99_us"] or "-",
+            "-" if e["requests"] is None else e["requests"], e["p50_us"] or "-", e["p99_us"] or "-",
         )
         for e in found
     ]  # fmt: skip
@@ -42,7 +43,8 @@ def run(config: Config, options: argparse.Namespace) -> int:
             "P50 us", "P99 us")  # fmt: skip
     lines = table(head, rows) or ["No model has been assigned to this device yet."]
     if stats is None:
-        lines.append("The gateway does not answer: what it has loaded is not known.")
+        why = no_gateway(config.run)
+        lines.append(f"What the gateway has loaded and counted is not known: {why}.")
     for entry in found:
         name = f"{entry['model']} {entry['version']}"
         lines += [f"{name}: {entry[key]}" for key in ("problem", "choice") if entry[key]]
@@ -64,13 +66,18 @@ def _versions(record: SlotRecord) -> list[tuple[str, VersionRef]]:
 
 
 def _entry(
-    config: Config, slot: str, place: str, version: VersionRef, stats: Mapping[str, DigestStats]
+    config: Config,
+    slot: str,
+    place: str,
+    version: VersionRef,
+    stats: Mapping[str, DigestStats] | None,
 ) -> dict[str, Any]:
     manifest, problem = _manifest(config, version)
     choices = read_choices(config.state / "variants.json")
     choice = next((c for c in choices if c.digest == version.digest), None)
     variant = _variant(manifest, version)
-    known = stats.get(version.digest)
+    known = (stats or {}).get(version.digest)
+    nothing = None if stats is None else 0
     return {
         "slot": slot,
         "place": place,
@@ -85,10 +92,10 @@ def _entry(
         "outputs": [_tensor(t) for t in variant.outputs] if variant else [],
         "bytes": version.size + sum(version.blobs.values()),
         "role": known.role if known else "",
-        "requests": known.requests if known else 0,
-        "errors": known.server_errors + known.rejected if known else 0,
-        "crashes": known.crashes if known else 0,
-        "memory_kb": known.memory_kb if known else 0,
+        "requests": known.requests if known else nothing,
+        "errors": known.server_errors + known.rejected if known else nothing,
+        "crashes": known.crashes if known else nothing,
+        "memory_kb": known.memory_kb if known else nothing,
         "p50_us": _us(known, 0.5),
         "p99_us": _us(known, 0.99),
         "problem": problem,
