@@ -17,7 +17,8 @@ from edgefleet_agent.gateway.launcher import Started
 from edgefleet_agent.gateway.lending import Loans
 from edgefleet_agent.gateway.link import Link
 from edgefleet_agent.gateway.pending import Pending
-from edgefleet_agent.ipc import frames
+from edgefleet_agent.ipc import bodies, frames
+from edgefleet_agent.ipc.bodies import Bodies
 from edgefleet_agent.ipc.control import DigestStats, ModelSpec
 from edgefleet_agent.worker.pace import KEPT, LONG_NS, Pace
 
@@ -25,6 +26,7 @@ CRASHES = 3
 CRASH_WINDOW_S = 60.0
 
 _NUMBERS = 1 << 32
+_TIDY_S = 10.0
 _DEAD_S = 0.5
 """After so long nothing more comes from a worker that has ended."""
 
@@ -66,6 +68,8 @@ class Backend:
         self._drained: asyncio.Future[None] | None = None
         self._link: Link | None = None
         self._reach: Reach | None = None
+        self._bodies: Bodies | None = None
+        self._tidying = False
         self._child: Child | None = None
 
     @property
@@ -88,6 +92,7 @@ class Backend:
         started.child.ended.add_done_callback(lambda _: loop.call_later(_DEAD_S, link.close))
         self._link = link
         self._reach = Reach(started.descriptors) if started.descriptors else None
+        self._bodies = started.bodies
         self.counters.memory_kb = started.report.memory_kb
         self.counters.accelerated_pct = started.report.accelerated_pct
         self.loans = None if started.area is None else Loans(started.area, link, self.kill)
@@ -114,6 +119,9 @@ class Backend:
                 return
             kind, client = kind + frames.FAST, shared.client
         body, length, deadline = pending.body, pending.json_length, pending.deadline
+        if len(body) >= bodies.LEAST and self._bodies is not None:
+            place = self._bodies.lay(number, body, length)
+            kind, body = (kind, body) if place is None else (kind + frames.HELD, place)
         self._link.send(frames.HEADER.pack(len(body), kind, client, number, length, deadline), body)
 
     def _on_frame(self, frame: frames.Frame) -> None:
@@ -127,6 +135,9 @@ class Backend:
         pending = self.in_flight.pop(number, None)
         if pending is None:
             return
+        if len(pending.body) >= bodies.LEAST and self._bodies is not None:
+            self._bodies.free(number)
+            self._tidy()
         self.progress_ns = time.monotonic_ns()
         fits = status != 200 or _fits(pending, json_length, body)
         if status not in frames.STATUSES or not fits:
@@ -147,6 +158,17 @@ class Backend:
             return
         self.counters.ran(rows, min(spent, now - self.progress_ns))
         self.progress_ns = now
+
+    def _tidy(self, *, now: bool = False) -> None:
+        """Give the memory of large bodies back when it was not needed for a while."""
+        if self._bodies is None:
+            return
+        if now and not self._bodies.used:
+            self._tidying = False
+            self._bodies.empty()
+        elif now or not self._tidying:
+            self._tidying = True
+            asyncio.get_running_loop().call_later(_TIDY_S, lambda: self._tidy(now=True))
 
     def _on_return(self, frame: frames.Frame) -> None:
         if frame[1] == frames.SLOW:
@@ -185,7 +207,7 @@ class Backend:
     def _on_lost(self) -> None:
         if self._link is None:
             return  # it was asked to go
-        self._link = None
+        self._link = self._bodies = None
         self._let_go()
         self._tell_drained()
         self.deaths.append(time.monotonic())

@@ -18,7 +18,8 @@ from edgefleet_agent.gateway.child import Child, describe
 from edgefleet_agent.gateway.dialer import Dialer
 from edgefleet_agent.gateway.link import Link
 from edgefleet_agent.gateway.spawner import Spawner
-from edgefleet_agent.ipc import frames, loans
+from edgefleet_agent.ipc import bodies, frames, loans
+from edgefleet_agent.ipc.bodies import Bodies
 from edgefleet_agent.ipc.control import ModelSpec
 from edgefleet_agent.worker import devices
 from edgefleet_shared.errors import UnavailableError
@@ -34,8 +35,8 @@ _LONGEST_ANSWER = 2**30  # bytes; nor can an answer be larger than the worker's 
 class Started(NamedTuple):
     """A worker's report; the rest only of one that serves.
 
-    `descriptors` is the socket on which it takes applications' memory, `area` is shared with it for
-    lent connections.
+    `descriptors` is the socket on which it takes applications' memory, `bodies` and `area` are
+    shared with it for large requests and for lent connections.
     """
 
     report: frames.Report
@@ -43,6 +44,7 @@ class Started(NamedTuple):
     child: Child | None
     descriptors: socket.socket | None = None
     area: loans.Area | None = None
+    bodies: Bodies | None = None
 
 
 class Launcher:
@@ -64,8 +66,12 @@ class Launcher:
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             lends = spec.container is None and spec.batching is None
-            with far, _room_for_loans(lends=lends) as (area, room):
-                channels = [far.fileno(), *room]
+            with (
+                far,
+                _room_for_bodies() as (laid, fd),
+                _room_for_loans(lends=lends) as (area, room),
+            ):
+                channels = [far.fileno(), fd, *room]
                 started = await self.launch(spec, files, again=again, channels=channels)
         except BaseException:
             near.close()
@@ -73,7 +79,7 @@ class Launcher:
         if started.link is None:
             near.close()
             return started
-        return started._replace(descriptors=near, area=area)
+        return started._replace(descriptors=near, area=area, bodies=laid)
 
     async def launch(
         self,
@@ -171,6 +177,16 @@ def _pair() -> tuple[socket.socket, socket.socket]:
     for end in pair:
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
     return pair
+
+
+@contextlib.contextmanager
+def _room_for_bodies() -> Iterator[tuple[Bodies, int]]:
+    """Make memory for large bodies and give it with its descriptor, which is closed in the end."""
+    fd = bodies.make()
+    try:
+        yield Bodies(fd), fd
+    finally:
+        os.close(fd)
 
 
 @contextlib.contextmanager

@@ -47,6 +47,12 @@ FAST: Final = 16
 """Added to INFER or INFER_ALONE: the body is a head and inline tensors of `fast`, `JSON length` the
 head's length and `status` the client whose slots it names. The answer's body is the same."""
 
+HELD: Final = 32
+"""Added to INFER or INFER_ALONE: the body lies in the memory of `bodies`, this one says where."""
+
+PLACE: Final = struct.Struct("<II")
+"""Where: offset and length."""
+
 ROOM = 64 * 1024
 """Bytes a buffer has at first, and goes back to after a large frame."""
 
@@ -70,8 +76,8 @@ class Order(msgspec.Struct, frozen=True):
     died, and nobody has hashed the files since. `measure`: time the golden inputs as well.
     `prepare_bytes`: make the prepared form instead, into the descriptors after the package's, none
     longer than this.
-    `channels`: so many more descriptors come after the package's: the socket of `mapping`, then the
-    memory of `ipc.loans`, without which no connection is lent.
+    `channels`: so many more descriptors come after the package's: the socket of `mapping`, the
+    memory of `ipc.bodies`, then that of `ipc.loans`, without which no connection is lent.
     """
 
     spec: ModelSpec
@@ -127,9 +133,14 @@ def head(kind: int, status: int, number: int, json_length: int, ns: int, length:
 
 
 class FrameBuffer:
-    """Collects received bytes and gives out whole frames, without copying bodies."""
+    """Collects received bytes and gives out whole frames, without copying bodies.
+
+    Attributes:
+        held: The memory of `bodies`, where there is any; it is read-only.
+    """
 
     def __init__(self) -> None:
+        self.held: memoryview | None = None
         self._view = memoryview(bytearray(ROOM))
         self._start = 0
         self._end = 0
@@ -143,6 +154,14 @@ class FrameBuffer:
         self._view[:held] = lent[self._start : self._end]
         self._start, self._end = 0, held
         return lent
+
+    def keep(self, body: memoryview) -> tuple[memoryview, memoryview | None]:
+        """Return a body that holds from now on, and what goes to `recycle` once it is done with."""
+        if body.readonly:
+            return body, None  # the gateway keeps it until the answer
+        if len(body) < ROOM // 4:
+            return memoryview(bytes(body)), None
+        return body, self.lend()
 
     def recycle(self, lent: memoryview) -> None:
         """Take back what `lend` gave; may be called from another thread."""
@@ -211,4 +230,8 @@ class FrameBuffer:
         if self._end < end:
             return None
         self._start = end
-        return kind, status, number, json_length, ns, self._view[begin:end]
+        body = self._view[begin:end]
+        if kind & HELD and self.held is not None:
+            at, length = PLACE.unpack(body)
+            kind, body = kind - HELD, self.held[at : at + length]
+        return kind, status, number, json_length, ns, body

@@ -61,10 +61,7 @@ class BatchLoop(Loop):
     def _read(self, frame: frames.Frame) -> Member | None:
         """Return a request that is good; what is not is answered, and harms no other."""
         _, client, number, json_length, deadline, body = frame
-        if len(body) < frames.ROOM // 4:
-            body, memory = memoryview(bytes(body)), None
-        else:
-            memory = self._buffer.lend()
+        body, memory = self._buffer.keep(body)
         try:
             request = self._answerer.decode(body, json_length, client)
         except Exception as error:  # noqa: BLE001 - one bad request must not end the worker

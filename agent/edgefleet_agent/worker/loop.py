@@ -205,10 +205,7 @@ class Loop:
         kind, client, number, json_length, deadline, body = frame
         if self._out:
             self._flush()
-        if len(body) < frames.ROOM // 4:
-            body, lent = memoryview(bytes(body)), None
-        else:
-            lent = self._buffer.lend()
+        body, lent = self._buffer.keep(body)
 
         def work(*, again: bool = True) -> None:
             answer = self._answer(body, json_length, deadline, client)

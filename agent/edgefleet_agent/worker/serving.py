@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from edgefleet_agent.ipc import frames, loans
+from edgefleet_agent.ipc import bodies, frames, loans
 from edgefleet_agent.ipc.control import MAX_FDS
 from edgefleet_agent.ipc.control import PREPARED_FILES as MADE
 from edgefleet_agent.ports import Session
@@ -42,6 +42,7 @@ def main(fd: int) -> None:
     last = len(files) - order.channels
     files, channels = files[:last], files[last:]
     area = _map_area(channels)
+    buffer.held = _map_bodies(channels)
     _wait_for_parent(order.parent)
     sandbox.die_with_parent(order.parent)
     sandbox.close_others([fd, *files, *channels])
@@ -90,12 +91,22 @@ def _joint(order: frames.Order, session: Session, door: Session, answerer: Answe
 
 def _map_area(channels: list[int]) -> loans.Area | None:
     """Map the memory for lent connections, before any limit on memory, and close it."""
-    if len(channels) < 2:
+    if len(channels) < 3:
         return None
     fd = channels.pop()
     area = loans.Area(fd)
     os.close(fd)
     return area
+
+
+def _map_bodies(channels: list[int]) -> memoryview | None:
+    """Map the memory in which large requests lie, likewise."""
+    if len(channels) < 2:
+        return None
+    fd = channels.pop()
+    view = bodies.read(fd)
+    os.close(fd)
+    return view
 
 
 def _pool(order: frames.Order, session: Session) -> Pool | None:
