@@ -40,6 +40,10 @@ def test_a_lock_is_seen_from_afar(cloud, real):
     assert any(text in line for line in real.run("device", "show", "lock-1").stdout.splitlines())
     assert real.json("device", "show", "lock-1")["locked"] == lock
     assert "enrolled, locked" in real.run("device", "list").stdout
+    assert real.json("status")["locked"] == ["lock-1"]
+    assert any(
+        line.split() == ["locked", "lock-1"] for line in real.run("status").stdout.splitlines()
+    )
 
 
 def test_a_list_of_devices_is_imported(real, tmp_path):

@@ -155,7 +155,7 @@ def export_bundle(
     session.output.result(
         {"device": device, "folder": str(where), **found._asdict()},
         f"Assignment {found.counter} for {device} ({runs}) is in {where}: {found.blobs} blobs, "
-        f"{found.bytes / 1e6:.1f} MB ({found.bytes} bytes), whole and on the medium.\n"
+        f"{found.bytes / 1e6:.1f} MB ({found.bytes:,} bytes), whole and on the medium.\n"
         f"Next: unmount it; the device takes it until {found.until}. There, with the folder as it "
         "is mounted there:\n  edgefleet-agent import-bundle FOLDER",
     )

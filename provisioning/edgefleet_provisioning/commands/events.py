@@ -78,11 +78,13 @@ def status(session: Session) -> None:
         for name, slot in (device.get("slots") or {}).items()
         if slot.get("active_version")
     )
+    locked = sorted(str(device["id"]) for device in devices if device.get("locked"))
     document = {
         "server": session.api.server,
         "devices": len(devices),
         "online": sum(bool(device["online"]) for device in devices),
         "states": dict(Counter(device["state"] for device in devices)),
+        "locked": locked,
         "models": models,
         "running": dict(runs),
         "rollouts": rollouts,
@@ -90,6 +92,7 @@ def status(session: Session) -> None:
     pairs: list[tuple[str, object]] = [
         ("server", session.api.server),
         ("devices", f"{document['online']} of {len(devices)} online"),
+        *([("locked", ", ".join(locked))] if locked else []),
         ("models", ", ".join(models)),
         *(
             (f"runs {what}", f"{count} of {len(devices)} devices")
