@@ -14,6 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from edgefleet_agent.compose import GATEWAY_ENVIRONMENT
 from edgefleet_agent.ipc import control
 from tests.models import Package
 
@@ -129,7 +130,9 @@ class Gateway:
         ]  # fmt: skip
 
     def start(self) -> subprocess.Popen:
-        return subprocess.Popen(self.command(), env={**os.environ, **self.environ})
+        return subprocess.Popen(
+            self.command(), env={**os.environ, **GATEWAY_ENVIRONMENT, **self.environ}
+        )
 
     @property
     def address(self) -> str:

@@ -14,6 +14,7 @@ REPLY: Final = struct.Struct("<Ii")
 VARIABLES: Final = {
     "ORT_DISABLE_TELEMETRY": "1",  # its wheels phone home by default; must stand before the import
     "MALLOC_TRIM_THRESHOLD_": "131072",  # else freed weights stay with the process
+    "MALLOC_MMAP_THRESHOLD_": "131072",
     "OPENBLAS_NUM_THREADS": "1",  # a process with threads cannot be forked safely
     "OMP_NUM_THREADS": "1",
 }
