@@ -52,7 +52,7 @@ def test_whoever_cannot_be_joined_is_not_starved_by_those_who_can():
     """However many of the other kind come meanwhile, the third run is his at the latest."""
     waiting = queue(*(member(number) for number in range(4)), member(99, None))
     assert taken(waiting) == [0, 1, 2, 3]
-    for number in range(4, 12):
+    for number in range(4, 8):
         waiting.put(member(number))
     assert taken(waiting) == [99]
 
@@ -99,6 +99,17 @@ def test_settling_waits_for_answers_and_for_no_company():
     for thread in (settled, answering):
         thread.join(20)
         assert not thread.is_alive()
+
+
+def test_no_more_wait_than_two_batches():
+    """Who receives waits then; what is behind stays where it counts against no worker's memory."""
+    waiting = queue(*(member(number, None) for number in range(8)))
+    putting = threading.Thread(target=waiting.put, args=(member(8, None),))
+    putting.start()
+    assert taken(waiting) == [0]
+    putting.join(20)
+    assert not putting.is_alive()
+    assert [taken(waiting) for _ in range(9)] == [*([number] for number in range(1, 9)), []]
 
 
 def test_rows_are_joined_and_split_again():

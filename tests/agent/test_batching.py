@@ -117,7 +117,8 @@ def test_requests_that_wait_are_run_as_one(gateway, tmp_path):
     assert (told["inference_count"], told["execution_count"]) == (4, 1)
     (batch,) = told["batch_stats"]
     assert (batch["batch_size"], batch["compute_infer"]["count"]) == (4, 1)
-    assert batch["compute_infer"]["ns"] > 0
+    whole = batch["compute_infer"]["ns"]
+    assert whole - 3 <= told["inference_stats"]["compute_infer"]["ns"] <= whole
     connection = gateway.connect()
     connection.request("GET", "/metrics?compat=triton")
     text = connection.getresponse().read().decode()
@@ -344,11 +345,11 @@ def test_a_batch_must_fit_into_the_package_s_memory(gateway, tmp_path):
 
 
 @many_cores
-def test_a_package_s_memory_is_enough_for_one_batch_at_a_time(gateway, tmp_path):
-    """Where two batches do not fit into the limit side by side, they are run one by one."""
+def test_a_package_s_memory_is_enough_for_one_run_at_a_time(gateway, tmp_path):
+    """Where two requests of many rows do not fit side by side, they are run one by one."""
     limits = Limits(memory_mb=700)
-    made = serve(gateway, tmp_path, greedy_rows(75), rows=2, delay_us=0, limits=limits)
-    answers = ask_all(gateway, [fp32("x", [1.0], [1, 1])] * 6)
+    made = serve(gateway, tmp_path, greedy_rows(45), rows=2, delay_us=0, limits=limits)
+    answers = ask_all(gateway, [fp32("x", [1.0] * 4, [4, 1])] * 6)
     assert [status for status, _ in answers] == [200] * 6
     assert gateway.control.stats()[made.spec.digest].server_errors == 0
 

@@ -33,8 +33,10 @@ class BatchQueue:
         self._changed = threading.Condition()
 
     def put(self, member: Member) -> None:
-        """Let a request wait for its run."""
+        """Let a request wait for its run; waits itself while two batches' worth of them do."""
         with self._changed:
+            while len(self._waiting) >= 2 * self._most:
+                self._changed.wait()
             self._waiting.append(member)
             self._open += 1
             if self._gathering:

@@ -143,9 +143,11 @@ class Joint:
             parts = list(rows.split(found, self._outputs, counts))
         except Exception:  # noqa: BLE001 - asked alone, the guilty will say what is wrong
             return False
-        done.runs.append(Ran(sum(counts), len(group), spent))
-        for one, part in zip(group, parts, strict=True):
-            done.answers.append((one.member, self._finish(one, part, spent)))
+        total = sum(counts)
+        done.runs.append(Ran(total, len(group), spent))
+        for one, part, count in zip(group, parts, counts, strict=True):
+            share = spent * count // total  # what it cost, by which a version is judged
+            done.answers.append((one.member, self._finish(one, part, share)))
         return True
 
     def _alone(self, one: _Ready, done: Done) -> None:
