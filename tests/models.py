@@ -64,6 +64,26 @@ def mlp(seed: int = 0) -> bytes:
     )
 
 
+def wide_mlp(seed: int = 0, width: int = 1024, hidden: int = 4096) -> bytes:
+    """X float [n, width] -> y float [n, width]: two dense layers, 34 MB of weights by default."""
+    rng = np.random.default_rng(seed)
+    sizes = {"w1": (width, hidden), "w2": (hidden, width)}
+    constants = [
+        numpy_helper.from_array(rng.standard_normal(size, np.float32) * np.float32(0.02), name)
+        for name, size in sizes.items()
+    ]
+    return _bytes(
+        [
+            helper.make_node("MatMul", ["x", "w1"], ["h"]),
+            helper.make_node("Relu", ["h"], ["r"]),
+            helper.make_node("MatMul", ["r", "w2"], ["y"]),
+        ],
+        [_value("x", TensorProto.FLOAT, ["n", width])],
+        [_value("y", TensorProto.FLOAT, ["n", width])],
+        constants,
+    )
+
+
 def slow() -> bytes:
     """Rounds int64 [1] -> y float [1, 1]: so many products of 128 x 128 matrices."""
     body = helper.make_graph(

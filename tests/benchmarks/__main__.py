@@ -12,6 +12,7 @@ from pathlib import Path
 from tests.benchmarks.device import compile_imports
 
 NAMES = {
+    "batching": "rates of a wide network with and without batches, beside raw onnxruntime",
     "idle": "what agentd costs while nothing happens: private memory, processor time",
     "inference": "a tiny model and a CNN, beside raw onnxruntime, FastAPI and MLServer; memory",
     "mutants": "4,000 mutants of an ONNX and of a TFLite model, and how each ended",
