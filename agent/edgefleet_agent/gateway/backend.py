@@ -152,12 +152,11 @@ class Backend:
 
     def _on_run(self, rows: int, requests: int, spent: int) -> None:
         """Count what a worker says of a run; it comes before the answers to those requests."""
-        now = time.monotonic_ns()
         if self.spec.batching is None or not rows or not 0 < requests <= len(self.in_flight):
             self.kill()
             return
-        self.counters.ran(rows, min(spent, now - self.progress_ns))
-        self.progress_ns = now
+        oldest = next(iter(self.in_flight.values()))
+        self.counters.ran(rows, min(spent, time.monotonic_ns() - oldest.arrived))
 
     def _tidy(self, *, now: bool = False) -> None:
         """Give the memory of large bodies back when it was not needed for a while."""

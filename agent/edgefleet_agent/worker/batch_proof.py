@@ -55,7 +55,10 @@ def prove(session: Session, order: Order, cases: Sequence[Case], batching: Batch
         try:
             golden.compare(index, part, case.outputs, order.spec.golden or Golden("", 0))
         except IncompatibleError as error:
-            raise _refused(f"rows get other answers joined than alone. {error}") from error
+            what = str(error).partition(": ")[2]
+            raise _refused(
+                f"part {index + 1} of {len(batch)} is answered otherwise than alone: {what}"
+            ) from error
 
 
 def _joinable(cases: Sequence[Case], most: int) -> list[Case]:
@@ -110,7 +113,7 @@ def _fill(cases: Sequence[Case], batching: Batching) -> list[Case]:
 
 def _refused(why: str) -> IncompatibleError:
     return IncompatibleError(
-        f"The package says that it may be run in batches, and {why}",
+        f"The package says that it may be run in batches, and {why.rstrip('.')}.",
         code="batch_mismatch",
         hint="Publish it without batching.",
     )
