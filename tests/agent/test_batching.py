@@ -23,18 +23,8 @@ from tests.agent.gateways import Gateway, fp32, wait_for
 from tests.agent.lent_client import Client, held, request_bytes
 from tests.agent.test_hostile_worker import copied_link
 from tests.agent.test_image_door import jpeg
-from tests.agent.test_long_runs import many_cores
-from tests.models import (
-    centred,
-    colours,
-    doubled,
-    golden_bytes,
-    greedy_rows,
-    linear,
-    lookup,
-    package,
-    slow_rows,
-)
+from tests.batch_models import centred, doubled, greedy_rows, lookup, slow_rows
+from tests.models import colours, golden_bytes, linear, package
 from tests.shared.test_package import MANIFEST, VARIANT
 
 LENGTH = "Inference-Header-Content-Length"
@@ -339,19 +329,9 @@ def test_rows_that_are_independent_are_proved(gateway, tmp_path):
 
 def test_a_batch_must_fit_into_the_package_s_memory(gateway, tmp_path):
     """Proving runs the largest batch, so that what serves is known to have room for it."""
-    limits = Limits(memory_mb=700)
-    assert prove(gateway, tmp_path, greedy_rows(50), rows=2, limits=limits) == ""
-    assert prove(gateway, tmp_path, greedy_rows(50), rows=64, limits=limits) == "out_of_memory"
-
-
-@many_cores
-def test_a_package_s_memory_is_enough_for_one_run_at_a_time(gateway, tmp_path):
-    """Where two requests of many rows do not fit side by side, they are run one by one."""
-    limits = Limits(memory_mb=700)
-    made = serve(gateway, tmp_path, greedy_rows(45), rows=2, delay_us=0, limits=limits)
-    answers = ask_all(gateway, [fp32("x", [1.0] * 4, [4, 1])] * 6)
-    assert [status for status, _ in answers] == [200] * 6
-    assert gateway.control.stats()[made.spec.digest].server_errors == 0
+    limits = Limits(memory_mb=200)
+    assert prove(gateway, tmp_path, greedy_rows(8), rows=2, limits=limits) == ""
+    assert prove(gateway, tmp_path, greedy_rows(8), rows=64, limits=limits) == "out_of_memory"
 
 
 def test_what_a_manifest_says_reaches_the_worker():

@@ -15,7 +15,8 @@ from tests.agent.lent_client import Client, request_bytes
 from tests.agent.running import WholeAgent
 from tests.agent.test_batching import row
 from tests.agent.world import World
-from tests.models import centred, linear
+from tests.batch_models import centred
+from tests.models import linear
 
 PATH = "/v2/models/digits/infer"
 

@@ -16,8 +16,9 @@ from typing import Any
 
 from edgefleet_shared.package import Batching
 from tests.agent.gateways import Gateway
+from tests.batch_models import wide_mlp
 from tests.benchmarks import inference, load
-from tests.models import package, wide_mlp
+from tests.models import package
 
 WIDTH = 1024
 MODELS = {"plain": None, "batch_8": Batching(8), "batch_32": Batching(32)}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgefleet_shared.package import Batching, decode_manifest
-from tests import models
+from tests import batch_models, models
 from tests import tflite_models as light
 
 
@@ -14,7 +14,7 @@ from tests import tflite_models as light
 def folder(tmp_path):
     """Models whose rows are independent, depend on one another, or are fixed at one."""
     for name, model in {
-        "linear.onnx": models.linear(2.0), "centred.onnx": models.centred(),
+        "linear.onnx": models.linear(2.0), "centred.onnx": batch_models.centred(),
         "fixed.onnx": models.colours(), "linear.tflite": light.linear(2.0),
         "fixed.tflite": light.quantised(), "texts.onnx": models.echo_text(),
     }.items():  # fmt: skip
