@@ -147,8 +147,9 @@ def test_requests_on_a_kept_connection_are_counted(gateway, tmp_path):
     for _ in range(40):
         connection.request("POST", "/v2/models/m/infer", json.dumps(GOOD))
         assert connection.getresponse().read().startswith(b'{"model_name":"m"')
+    count = key("edgefleet_inference_requests_total", **ONE, outcome="ok")
+    wait_for(lambda: scrape(gateway)[count] == 40, "a worker counts once it has answered")
     found = scrape(gateway)
-    assert found[key("edgefleet_inference_requests_total", **ONE, outcome="ok")] == 40
     assert found[key("edgefleet_inference_duration_seconds_count", **ONE)] == 40
     whole = found[key("edgefleet_inference_duration_seconds_sum", **ONE)]
     spent = found[key("edgefleet_inference_compute_seconds_sum", **ONE)]
