@@ -248,6 +248,8 @@ def command_of_gateway(config: Config) -> list[str]:
         "--queue-limit", str(inference.queue_limit), "--lend-after", str(inference.lend_after),
         "--timeout-s", str(inference.timeout_s),
         "--max-body-bytes", str(inference.max_body_bytes),
+        "--max-connections", str(inference.max_connections),
+        "--idle-timeout-s", str(inference.idle_timeout_s),
         "--threads", str(_threads(config)),
         "--orphan-timeout-s", str(inference.orphan_timeout_s),
         "--grpc", inference.grpc,

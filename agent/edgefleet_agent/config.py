@@ -32,6 +32,8 @@ class Inference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     timeout_s: Seconds = 30.0  # a request without a deadline of its own
     threads: Annotated[int, Meta(ge=0)] = 1  # intra-op threads a worker; 0 = all it may use
     max_body_bytes: Count = 64 * 1024 * 1024
+    max_connections: Annotated[int, Meta(ge=8, le=16384)] = 1024
+    idle_timeout_s: Annotated[float, Meta(ge=0)] = 3600.0  # of a connection; 0 = never closed
     grpc: str = ""  # loopback address of the gRPC door; '' = none, port 0 as for tcp
     cgroup: str = "auto"  # of workers: what systemd delegates, a cgroup2 folder, or '' = none
     triton_metrics: bool = False  # Triton's names among the metrics, unasked

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from edgefleet_agent.gateway.intake import MAX_CONNECTIONS
 from tests.agent.gateways import Gateway, fp32
 from tests.models import linear, package
 
@@ -111,11 +110,11 @@ def test_bodies_that_never_end_are_bounded_together(gateway):
         for sock in socks:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 sock.sendall(head + b" " * (LIMIT - 1))
-        # 40 MB were sent; 4 MB may be held, and the allocator's slack.
+        # 40 MB were sent; 2 MB may be one process's, and the allocator's slack.
         assert memory_kb(gateway.process.pid) - before < 20_000
         assert gateway.infer(GOOD)[0] == 503
         statuses = [answer(sock)[9:12] for sock in socks]
-    assert statuses.count(b"408") == 4
+    assert statuses.count(b"408") == 2
     assert set(statuses) <= {b"408", b"503", b""}  # '' where the close came with unread bytes
     assert gateway.infer(GOOD)[0] == 200
 
@@ -133,22 +132,6 @@ def test_clients_that_dawdle_disturb_nobody(gateway):
         # An idle connection has no deadline: it is kept alive.
         socks[0].sendall(b"GET /v2/health/live HTTP/1.1\r\nConnection: close\r\n\r\n")
         assert answer(socks[0]).startswith(b"HTTP/1.1 200 ")
-
-
-def test_connections_have_a_limit(gateway):
-    """Beyond it a new one is closed at once, and agentd still gets through."""
-    with contextlib.ExitStack() as stack:
-        for _ in range(MAX_CONNECTIONS):
-            stack.enter_context(connected(gateway))
-        with connected(gateway) as one_more:
-            assert answer(one_more) == b""
-        assert gateway.control.stats()
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline:
-        with contextlib.suppress(OSError):
-            assert gateway.infer(GOOD)[0] == 200
-            return
-    raise AssertionError("no connection was freed")
 
 
 def test_answers_that_nobody_reads_are_bounded(gateway):

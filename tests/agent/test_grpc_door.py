@@ -351,3 +351,23 @@ def test_a_gateway_takes_its_door_along():
     else:
         assert not Path(f"/proc/{pid}").exists()
     one.close()
+
+
+def test_a_call_whose_message_never_comes_ends():
+    """It holds one of the places that all clients share, for the request timeout and no longer."""
+    gateway, over = DoorGateway("--timeout-s", "1"), threading.Event()
+
+    def nothing():
+        over.wait(20)
+        yield from ()
+
+    try:
+        with grpc.insecure_channel(gateway.grpc) as channel:
+            with pytest.raises(grpc.RpcError) as caught:
+                channel.stream_unary(METHOD + "ServerLive")(nothing(), timeout=18)
+            over.set()
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert "message did not come" in caught.value.details()
+    finally:
+        over.set()
+        gateway.close()

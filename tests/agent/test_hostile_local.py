@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from edgefleet_agent.gateway.endpoints import parse_target
-from edgefleet_agent.ipc import fast
+from edgefleet_agent.ipc import fast, loans
 from tests.agent.fast_raw import Raw, head, memory
 from tests.agent.gateways import Gateway, wait_for
 from tests.agent.lent_client import GOOD, Client, lent, request_bytes
@@ -198,7 +198,7 @@ def test_a_client_that_pipelines_for_ever_has_its_turns_only(tmp_path):
     try:
         only = package(tmp_path, slow())
         pid = gateway.control.serve(only).pid
-        clients = [lent(gateway, pid, body=SHORT) for _ in range(6)]
+        clients = [lent(gateway, pid, body=SHORT) for _ in range(loans.SLOTS)]
         long = request_bytes({"inputs": [SHORT["inputs"][0] | {"data": [300]}]}) * 400
 
         def flood(client: Client) -> None:

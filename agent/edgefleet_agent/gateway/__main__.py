@@ -29,6 +29,8 @@ def parse(arguments: list[str] | None = None) -> Options:
     parser.add_argument("--grpc", default="")
     parser.add_argument("--cgroup", default="")
     parser.add_argument("--lend-after", type=int, default=4)
+    parser.add_argument("--max-connections", type=int, default=1024)
+    parser.add_argument("--idle-timeout-s", type=float, default=3600.0)
     return Options(**vars(parser.parse_args(arguments)))
 
 

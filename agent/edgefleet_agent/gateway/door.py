@@ -23,14 +23,16 @@ class Door:
         listen: Loopback address, `HOST:PORT`.
         uds: The gateway's own socket, which it asks.
         max_body_bytes: Longest message it takes.
+        timeout_s: How long a call's message may take to come.
     """
 
-    def __init__(self, listen: str, uds: Path, max_body_bytes: int) -> None:
+    def __init__(self, listen: str, uds: Path, max_body_bytes: int, timeout_s: float) -> None:
         self.addr_file = uds.parent / "infer-grpc.addr"
         self._command = [
             sys.executable, "-P", "-m", "edgefleet_agent.grpc_door",
             "--uds", str(uds), "--listen", listen, "--addr-file", str(self.addr_file),
-            "--max-body-bytes", str(max_body_bytes), "--parent", str(os.getpid()),
+            "--max-body-bytes", str(max_body_bytes), "--timeout-s", str(timeout_s),
+            "--parent", str(os.getpid()),
         ]  # fmt: skip
         self._child: Child | None = None
         self._task = asyncio.get_running_loop().create_task(self._keep())

@@ -18,7 +18,7 @@ from edgefleet_agent.ipc.http1 import DEADLINE_KEY
 from edgefleet_shared.processing_rules import outer
 
 if TYPE_CHECKING:
-    from edgefleet_agent.gateway.fast import Connection as FastConnection
+    from edgefleet_agent.gateway.guests import Guests
     from edgefleet_agent.gateway.http import Connection
 
 PLATFORMS = {"onnxruntime": "onnx_onnxv1", "litert": "tflite_flatbuffer"}
@@ -108,16 +108,17 @@ class Endpoints:
 
     Args:
         plane: What is loaded and routed.
+        guests: Who is connected.
         triton_metrics: Show Triton's names among the metrics, unasked.
     """
 
-    def __init__(self, plane: Plane, *, triton_metrics: bool = False) -> None:
+    def __init__(self, plane: Plane, guests: Guests, *, triton_metrics: bool = False) -> None:
         self._plane = plane
+        self._guests = guests
         self._triton_metrics = triton_metrics
         self.submit = plane.router.submit
         self.lend_after = plane.lending.after
         self.lend = plane.lending.offer
-        self.connections: set[Connection | FastConnection] = set()
 
     def handle(self, request: Request, connection: Connection) -> None:
         """Answer, now or later, by `connection`."""
@@ -214,7 +215,7 @@ class Endpoints:
 
     def _metrics(self, request: Request) -> bytes:
         triton = self._triton_metrics or b"compat=triton" in request.target.partition(b"?")[2]
-        page = metrics.render(self._plane, len(self.connections), triton=triton)
+        page = metrics.render(self._plane, len(self._guests), triton=triton)
         return status_line(200, len(page), kind=metrics.CONTENT_TYPE) + page
 
     def _index(self) -> list[dict[str, Any]]:

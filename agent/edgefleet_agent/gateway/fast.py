@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import array
 import asyncio
-import contextlib
 import os
 import socket
+import time
 from collections import deque
 from typing import TYPE_CHECKING
 
 from edgefleet_agent.gateway.fast_call import Call
-from edgefleet_agent.gateway.fast_slots import Shared, Slot, Table
+from edgefleet_agent.gateway.fast_outbox import Outbox
+from edgefleet_agent.gateway.fast_plans import Plans
+from edgefleet_agent.gateway.fast_slots import Slot, Table
+from edgefleet_agent.gateway.guests import Guest, Standing
 from edgefleet_agent.ipc import fast, frames, loans, mapping
 from edgefleet_agent.ipc.fast_inbox import Frame, Inbox
 from edgefleet_shared.errors import EdgeFleetError, InvalidInputError, UnavailableError
@@ -26,10 +29,9 @@ if TYPE_CHECKING:
 
 FDS_MAX = 8
 """Descriptors that may have come and wait for their SLOT; the kernel drops what is more."""
+LOOSE_MAX = 256
+"""As many of all clients together: the process has to have some left."""
 RETRY_AFTER_MS = 1000
-_PLANS_MAX = 64
-_PLAN_BYTES = 16 * 1024
-"""Heads that are kept of one client; taken apart they are ten times as large."""
 _RETURNS_MAX = 3
 """A connection that a worker has given back so often stays here."""
 _BACK = {frames.BLOCKED: 1, frames.SLOW: 1, frames.LARGE: _RETURNS_MAX}
@@ -38,25 +40,31 @@ _SPACE = socket.CMSG_SPACE(FDS_MAX * array.array("i").itemsize)
 _SLOT_BODIES = 4  # longest bodies that the slots of one client may hold
 _STATUS = {"body_too_large": 413}
 
-Plan = tuple[fast.Head, Shared]
-
 
 class Connection:
-    """One client. Implements `lending.Borrower`.
+    """One client. Implements `lending.Borrower`, `guests.Guest` and `unread.Reader`.
 
     Args:
         sock: Its socket, from now on this object's; its `HELLO` has been read.
-        endpoints: Where requests go, and who counts connections.
+        endpoints: Where requests go.
         intake: What all clients together may hold.
         first: What has been read already.
+        guest: Who stood for the connection so far.
     """
 
     def __init__(
-        self, sock: socket.socket, endpoints: Endpoints, intake: Intake, first: bytes
+        self,
+        sock: socket.socket,
+        endpoints: Endpoints,
+        intake: Intake,
+        first: bytes,
+        guest: Guest,
     ) -> None:
         self._sock = sock
         self._endpoints = endpoints
         self._intake = intake
+        self.account = guest.account
+        self.since = time.monotonic()
         self._pool = pool = intake.slots
         self._loop = asyncio.get_running_loop()
         self._inbox = Inbox(intake.max_body)
@@ -66,8 +74,7 @@ class Connection:
         self._slots = Table(self.client, pool, slot_bytes)
         self._limits = fast.Limits(fast.SLOTS_MAX, fast.OPEN_MAX, slot_bytes, intake.max_body)
         self._fds: deque[int] = deque()
-        self._plans: dict[bytes, Plan] = {}
-        self._plan_bytes = 0
+        self._plans = Plans(self._slots)
         self._open = 0  # requests that are with the router
         self._held = 0  # bytes of the frame that has begun to come
         self._welcomed = False
@@ -81,10 +88,10 @@ class Connection:
         self._returns = 0
         self._begun_ns = 0  # of the next request, if a worker died on it
         self._closing = False
-        self._unsent: deque[bytes] = deque()
+        self._outbox = Outbox(sock, self, intake.unread, self._resume, self.close)
         self._patience: asyncio.TimerHandle | None = None
         sock.setblocking(False)
-        endpoints.connections.add(self)
+        intake.guests.replace(guest, self)
         self._inbox.feed(first)
         self._serve()
 
@@ -105,7 +112,9 @@ class Connection:
                 numbers = array.array("i")
                 numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
                 self._fds.extend(numbers)
-        if not count or flags & socket.MSG_CTRUNC or len(self._fds) > FDS_MAX:
+                self._pool.loose += len(numbers)
+        many = len(self._fds) > FDS_MAX or self._pool.loose > LOOSE_MAX
+        if not count or flags & socket.MSG_CTRUNC or (many and self._fds):
             self.close()
             return
         self._inbox.wrote(count)
@@ -131,14 +140,13 @@ class Connection:
     @property
     def _reads(self) -> bool:
         idle = self._lent is None and not self._closing
-        return idle and self._open < fast.OPEN_MAX and not self._unsent
+        return idle and self._open < fast.OPEN_MAX and not self._outbox
 
     def _charge(self) -> None:
         """Count a frame that has begun to come, by what its prefix says."""
         awaited = self._inbox.awaited
-        self._intake.held += awaited - self._held
-        self._held = awaited
-        if self._intake.held > self._intake.max_held:
+        more, self._held = awaited - self._held, awaited
+        if more and not self.account.take(more) and more > 0:
             raise UnavailableError(
                 "Too many large requests are open; try again later.", code="busy"
             )
@@ -147,7 +155,7 @@ class Connection:
         """Read on, or not; give what has begun its time; end what shall end."""
         if self._sock.fileno() < 0:
             return
-        if self._closing and not self._open and not self._unsent and self._lent is None:
+        if self._closing and not self._open and not self._outbox and self._lent is None:
             self.close()
             return
         reading = self._reads
@@ -162,6 +170,7 @@ class Connection:
             if not begun:
                 self._stop_clock()
             else:
+                self.since = time.monotonic()
                 self._patience = self._loop.call_later(self._intake.patience_s, self.close)
 
     def _stop_clock(self) -> None:
@@ -191,7 +200,7 @@ class Connection:
         data = bytes(body)
         self._holding = False
         try:
-            head, shared = self._plan(data[:head_length], len(data) - head_length)
+            head, shared = self._plans.find(data[:head_length], len(data) - head_length)
         except InvalidInputError as error:
             self._refuse(number, error)
             return
@@ -205,7 +214,7 @@ class Connection:
         for slot in shared.slots:
             slot.uses += 1
         self._open += 1
-        self._intake.held += len(data)
+        self.account.take(len(data))
         self._endpoints.submit(
             Call(self, number, shared, len(data)),
             head.model,
@@ -217,32 +226,12 @@ class Connection:
             begun_ns,
         )
 
-    def _plan(self, data: bytes, inline: int) -> Plan:
-        """Return what a head says, and the slots it names; the same head comes again and again."""
-        plan = self._plans.get(data)
-        if plan is None:
-            head = fast.decode_head(data)
-            plan = head, self._slots.find(head)
-            self._keep(data, plan)
-        if plan[0].inline != inline:
-            raise InvalidInputError(
-                f"{inline} bytes came inline; the head says {plan[0].inline}.", code="bad_frame"
-            )
-        return plan
-
-    def _keep(self, data: bytes, plan: Plan) -> None:
-        if len(data) > _PLAN_BYTES:
-            return
-        self._plan_bytes += len(data)
-        if len(self._plans) >= _PLANS_MAX or self._plan_bytes > _PLAN_BYTES:
-            self._plans.clear()
-            self._plan_bytes = len(data)
-        self._plans[data] = plan
-
     def _offer(self, kind: int, number: int, head: bytes) -> None:
-        fd = self._fds.popleft() if kind == fast.SLOT and self._fds else -1
+        fd = -1
+        if kind == fast.SLOT and self._fds:
+            fd = self._fds.popleft()
+            self._pool.loose -= 1
         self._plans.clear()
-        self._plan_bytes = 0
         try:
             slot, access, size = fast.read_offer(head)
             if kind == fast.DROP:
@@ -267,7 +256,8 @@ class Connection:
     def ended(self, length: int, status: int) -> None:
         """A request of so many bytes has been answered."""
         self._open -= 1
-        self._intake.held -= length
+        self.since = time.monotonic()
+        self.account.give(length)
         if not self._open and self.fileno() < 0:
             self._pool.give(self.client)
         self._streak = self._streak + 1 if status == 200 else 0
@@ -288,37 +278,13 @@ class Connection:
         """Send a frame, now as far as the client reads, the rest later."""
         if self._sock.fileno() < 0:
             return
-        sent = 0
-        if not self._unsent:
-            with contextlib.suppress(BlockingIOError):
-                try:
-                    sent = self._sock.sendmsg([head, body])
-                except (BrokenPipeError, ConnectionResetError):
-                    self.close()
-                    return
-        if sent < len(head) + len(body):
-            if not self._unsent:
-                self._loop.add_writer(self._sock, self._on_writable)
-            self._unsent.append((head + body)[sent:])
+        self._outbox.send(head, body)
         if not self._reading or self._closing:
             self._loop.call_soon(self._resume)
 
-    def _on_writable(self) -> None:
-        try:
-            while self._unsent:
-                part = self._unsent[0]
-                sent = self._sock.send(part)
-                if sent < len(part):
-                    self._unsent[0] = part[sent:]
-                else:
-                    self._unsent.popleft()
-        except BlockingIOError:
-            return
-        except OSError:
-            self.close()
-            return
-        self._loop.remove_writer(self._sock)
-        self._resume()
+    def unsent(self) -> int:
+        """Return how many bytes of answers the client has not read."""
+        return self._outbox.size
 
     def _resume(self) -> None:
         """Go on with what was left lying while too much was open."""
@@ -329,7 +295,7 @@ class Connection:
 
     def _offer_self(self) -> None:
         """Lend the connection, if it still is between two requests and all has been sent."""
-        busy = self._open or self._unsent or self._inbox.awaited or self._fds or self._holding
+        busy = self._open or self._outbox or self._inbox.awaited or self._fds or self._holding
         if self.fileno() < 0 or busy or self._closing or self._stays or self._lent is not None:
             return
         slots = self._slots.all
@@ -354,6 +320,7 @@ class Connection:
     def resume(self, left: loans.Left, reason: int) -> None:
         """Go on where the worker stopped."""
         self._take_back()
+        self.since = time.monotonic()
         self._returns += _BACK.get(reason, 0)
         if self.fileno() < 0:
             return
@@ -370,6 +337,15 @@ class Connection:
 
     # ------------------------------------------------------------------- the end
 
+    @property
+    def standing(self) -> Standing:
+        """Whether the client waits for us, or we for it."""
+        if self._outbox:
+            return Standing.SLOW
+        if self._open or self._lent is not None:
+            return Standing.OPEN
+        return Standing.IDLE if self._patience is None else Standing.SLOW
+
     def close_when_idle(self) -> None:
         """For shutting down: close now, or after the answers that are due."""
         self._closing = True
@@ -382,14 +358,16 @@ class Connection:
         self._closing = True
         self._stop_clock()
         self._loop.remove_reader(self._sock)
-        self._loop.remove_writer(self._sock)
+        self._outbox.close()
         self._sock.close()
-        self._unsent.clear()
-        self._intake.held -= self._held
+        self.account.give(self._held)
         self._held = 0
+        self._pool.loose -= len(self._fds)
         while self._fds:
             os.close(self._fds.popleft())
         self._slots.close()
         if not self._open:  # else a worker may yet read a request that bears it
             self._pool.give(self.client)
-        self._endpoints.connections.discard(self)
+        self._intake.guests.leave(self)
+
+    abort = close

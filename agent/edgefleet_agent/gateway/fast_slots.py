@@ -49,10 +49,14 @@ class Shared(NamedTuple):
 
 
 class Pool:
-    """What all clients share: numbers for them, and how many slots there are."""
+    """What all clients share: numbers for them, and how many slots there are.
+
+    `loose` counts descriptors that have come and belong to no slot yet.
+    """
 
     def __init__(self) -> None:
         self.slots = 0
+        self.loose = 0
         self._free: deque[int] = deque()
         self._next = 0
 

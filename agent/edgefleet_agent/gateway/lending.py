@@ -68,6 +68,7 @@ class Loans:
         self._free = list(range(loans.SLOTS))
         self._lent: dict[int, _Loan] = {}
         self._seen: dict[int, tuple[tuple[int, ...], int]] = {}
+        self._idle: dict[int, tuple[tuple[int, ...], float]] = {}
         self._recalled_ns = 0  # since when all of them are asked for
         self._asked: dict[Borrower, int] = {}  # who could be lent, and when it was so last
         self._thinning = False  # all are asked for, to be relayed
@@ -94,6 +95,12 @@ class Loans:
             self._thinning = True
             self._link.send(frames.head(frames.RECALL, 0, frames.ALL, 0, 0, 0), b"")
         return True
+
+    @property
+    def open(self) -> int:
+        """Return on how many of them a request runs, or has come and waits."""
+        waiting = {number for number, _ in self._waiting()}
+        return len(waiting.union(n for n, loan in self._lent.items() if loan.slot.asked))
 
     def lend(self, borrower: Borrower) -> bool:
         """Give a connection away that is at a request boundary; return whether it is gone."""
@@ -144,6 +151,7 @@ class Loans:
             self._free.append(number)
             self._seen.pop(number, None)
             self._thinning = self._thinning and bool(self._lent)
+            self._idle.pop(number, None)
         return loan
 
     def bury(self) -> int:
@@ -191,6 +199,17 @@ class Loans:
                 self._link.send(frames.head(frames.RECALL, 0, number, 0, 0, 0), b"")
         return any(self._sweeps(number, loan) > _HUNG_SWEEPS for number, loan in self._waiting())
 
+    def recall_idle(self, idle_s: float) -> None:
+        """Ask for those on which nothing has happened for so long; the gateway closes them."""
+        now = time.monotonic()
+        for number, loan in self._lent.items():
+            moved = loan.slot.moved()
+            before, since = self._idle.get(number, ((), now))
+            if moved != before or now - since > idle_s:
+                self._idle[number] = moved, now
+            if moved == before and now - since > idle_s:
+                self._link.send(frames.head(frames.RECALL, 0, number, 0, 0, 0), b"")
+
     def _waiting(self) -> Iterator[tuple[int, _Loan]]:
         """Yield the connections from which something could be read."""
         poll, by_fd = select.poll(), {}
@@ -220,10 +239,16 @@ class Lending:
         routes: The router's.
         timeout_s: After so long without an answer a worker is taken for hung.
         after: How many requests in a row, to one short model, make a connection worth it; 0 = none.
+        limit: How many connections a worker may have: each has one request open at a time.
+
+    Attributes:
+        idle_s: After so long without a request a connection is asked back; 0 = never.
     """
 
-    def __init__(self, routes: dict[str, Route], timeout_s: float, after: int) -> None:
+    def __init__(self, routes: dict[str, Route], timeout_s: float, after: int, limit: int) -> None:
         self.after = after
+        self.idle_s = 0.0
+        self._limit = limit
         self._routes = routes
         self._timeout_ns = int(timeout_s * 1e9)
         self._loop = asyncio.get_running_loop()
@@ -243,9 +268,9 @@ class Lending:
             return None
         if route.trial is not None:
             return None  # one of its versions would have this client for good
-        if backend.pace.long or route.waiting or backend.loans.crowded(borrower):
+        if backend.pace.long or route.waiting or len(backend.loans) >= self._limit:
             return None
-        if not backend.bring(shared):
+        if backend.loans.crowded(borrower) or not backend.bring(shared):
             return None
         if not backend.loans.lend(borrower):
             return None
@@ -265,5 +290,7 @@ class Lending:
                 self._lenders.discard(backend)
             elif held.hung(self._timeout_ns):
                 backend.kill()
+            elif self.idle_s:
+                held.recall_idle(self.idle_s)
         if self._lenders:
             self._arm()

@@ -58,7 +58,7 @@ class Plane:
         self._throw_away: dict[str, set[asyncio.Future[None]]] = {}
         self.backends: dict[str, Backend] = {}
         self.router = Router(queue_limit, timeout_s, hung=Backend.kill)
-        self.lending = Lending(self.router.routes, timeout_s, lend_after)
+        self.lending = Lending(self.router.routes, timeout_s, lend_after, queue_limit)
         self.trials = Trials(self.router.routes, self.backends)
         self.on_event: Callable[[Event], None] = lambda _: None
         self.sandbox: list[str] = []

@@ -107,9 +107,9 @@ class Router:
                 text = f"Model {model!r} has no version {version!r} loaded."
                 asker.answer(404, problem(text, "unknown_version"), NO_JSON)
                 return
-        if route.open >= self._queue_limit:
+        if self._full(route):
             route.active.counters.rejected += 1
-            text = f"{route.open} requests wait for {model!r}; try again later."
+            text = f"{self._queue_limit} requests wait for {model!r}; try again later."
             asker.answer(503, problem(text, "queue_full"), NO_JSON, RETRY_AFTER_S)
             return
         now = begun_ns or time.monotonic_ns()
@@ -126,6 +126,13 @@ class Router:
         if self._sweep_timer is None or deadline < self._sweep_at:
             self._arm(deadline)
         self.dispatch(pending)
+
+    def _full(self, route: Route) -> bool:
+        """Tell whether a model's requests are too many, those on lent connections among them."""
+        limit, loans = self._queue_limit, route.active.loans
+        if route.open >= limit or loans is None or route.open + len(loans) < limit:
+            return route.open >= limit
+        return route.open + loans.open >= limit
 
     def dispatch(self, pending: Pending) -> None:
         """Ask the worker whose turn it is, wait for one, or refuse if none will come."""

@@ -27,7 +27,8 @@ from edgefleet_agent.worker import sandbox
 from edgefleet_shared.errors import InvalidInputError, UnavailableError
 
 DRAIN_S = 10.0
-DESCRIPTORS = 4096
+SPARE = 3072
+"""Descriptors beside those of connections: slots of the fast path, models, workers, agentd."""
 
 
 class Options(NamedTuple):
@@ -46,6 +47,8 @@ class Options(NamedTuple):
     grpc: str
     cgroup: str
     lend_after: int
+    max_connections: int
+    idle_timeout_s: float
 
 
 def lock(run_dir: Path) -> IO[str]:
@@ -72,6 +75,13 @@ def lock(run_dir: Path) -> IO[str]:
     return file
 
 
+def _descriptors_for(connections: int) -> int:
+    """Have descriptors for so many connections; return for how many there are enough."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, connections + SPARE), hard))
+    return min(connections, max(hard - SPARE, hard // 4))
+
+
 class Gateway:
     """Everything of one gateway process."""
 
@@ -87,7 +97,16 @@ class Gateway:
         self._plane = Plane(
             launcher, options.queue_limit, options.timeout_s, options.lend_after, deaths
         )
-        self._endpoints = Endpoints(self._plane, triton_metrics=options.triton_metrics)
+        self._plane.lending.idle_s = options.idle_timeout_s
+        self._intake = Intake(
+            options.max_body_bytes,
+            options.timeout_s,
+            _descriptors_for(options.max_connections),
+            options.idle_timeout_s,
+        )
+        self._endpoints = Endpoints(
+            self._plane, self._intake.guests, triton_metrics=options.triton_metrics
+        )
         self._control = ControlServer(self._plane, self.shutdown, self._on_agents)
         self._servers: list[asyncio.Server] = []
         self._door: Door | None = None
@@ -96,8 +115,6 @@ class Gateway:
         """Serve until a signal, `Shutdown`, or too long a time without agentd."""
         options = self._options
         sandbox.become_subreaper()
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, DESCRIPTORS), hard))
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._begin_closing)
         self._spawner.start()
@@ -105,16 +122,15 @@ class Gateway:
         self._control.listen(self._options.control)
         await self._listen()
         if options.grpc:
-            self._door = Door(options.grpc, options.uds, options.max_body_bytes)
+            self._door = Door(options.grpc, options.uds, options.max_body_bytes, options.timeout_s)
         await self._over.wait()
         await self._control.close()
 
     async def _listen(self) -> None:
         options = self._options
-        intake = Intake(options.max_body_bytes, options.timeout_s)
 
         def connect() -> Connection:
-            return Connection(self._endpoints, intake)
+            return Connection(self._endpoints, self._intake)
 
         options.uds.unlink(missing_ok=True)
         sock = socket.socket(socket.AF_UNIX)
@@ -171,7 +187,7 @@ class Gateway:
             server.close()
         if self._door is not None:
             await self._door.close()  # its calls end by way of the connections below
-        for connection in list(self._endpoints.connections):
+        for connection in self._intake.guests:
             connection.close_when_idle()
         await self._plane.close(DRAIN_S)
         await self._spawner.close()

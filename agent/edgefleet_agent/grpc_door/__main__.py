@@ -18,6 +18,9 @@ from edgefleet_agent.worker import sandbox
 CALLS_AT_A_TIME = 256
 """More are answered RESOURCE_EXHAUSTED; each holds one connection to the gateway."""
 
+CALLS_A_CONNECTION = 64
+"""More wait in their client."""
+
 _GRACE_S = 5.0
 _NO_NEW_PRIVS = 38
 
@@ -29,6 +32,7 @@ def main() -> int:
     parser.add_argument("--listen", required=True)
     parser.add_argument("--addr-file", type=Path, required=True)
     parser.add_argument("--max-body-bytes", type=int, required=True)
+    parser.add_argument("--timeout-s", type=float, required=True)
     parser.add_argument("--parent", type=int, required=True)
     options = parser.parse_args()
     sandbox.die_with_parent(options.parent)
@@ -36,11 +40,19 @@ def main() -> int:
     sandbox.drop_capabilities()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     return asyncio.run(
-        serve(options.uds, options.listen, options.addr_file, options.max_body_bytes)
+        serve(
+            options.uds,
+            options.listen,
+            options.addr_file,
+            options.max_body_bytes,
+            options.timeout_s,
+        )
     )
 
 
-async def serve(uds: Path, listen: str, addr_file: Path, max_body_bytes: int) -> int:
+async def serve(
+    uds: Path, listen: str, addr_file: Path, max_body_bytes: int, timeout_s: float
+) -> int:
     """Listen on a loopback address, write it with its port to `addr_file`, and serve.
 
     Returns:
@@ -53,9 +65,10 @@ async def serve(uds: Path, listen: str, addr_file: Path, max_body_bytes: int) ->
             ("grpc.max_receive_message_length", max_body_bytes),
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", 0),
+            ("grpc.max_concurrent_streams", CALLS_A_CONNECTION),
         ],
     )
-    server.add_generic_rpc_handlers((Service(upstream).handlers(),))
+    server.add_generic_rpc_handlers((Service(upstream, timeout_s).handlers(),))
     try:
         port = server.add_insecure_port(listen)
     except RuntimeError as error:

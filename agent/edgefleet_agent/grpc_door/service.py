@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, NoReturn
 
@@ -32,10 +33,16 @@ Handler = Callable[[Any, Any], Awaitable[Any]]
 
 
 class Service:
-    """Answers the eight calls that `inference.proto` lists."""
+    """Answers the eight calls that `inference.proto` lists.
 
-    def __init__(self, upstream: Upstream) -> None:
+    Args:
+        upstream: Where they go.
+        patience_s: How long a call's message may take to come.
+    """
+
+    def __init__(self, upstream: Upstream, patience_s: float) -> None:
         self._upstream = upstream
+        self._patience_s = patience_s
 
     def handlers(self) -> Any:
         """Return what a server registers."""
@@ -50,14 +57,35 @@ class Service:
             "RepositoryIndex": self._repository_index,
         }
         methods = {
-            name: grpc.unary_unary_rpc_method_handler(
-                call,
+            name: grpc.stream_unary_rpc_method_handler(
+                self._one(call),
                 request_deserializer=MESSAGES[f"{name}Request"].FromString,
                 response_serializer=MESSAGES[f"{name}Response"].SerializeToString,
             )
             for name, call in calls.items()
         }
         return grpc.method_handlers_generic_handler(SERVICE, methods)
+
+    def _one(self, call: Handler) -> Handler:
+        """Return a call that waits for its one message no longer than it may.
+
+        On the wire it is as if it took no stream; but who takes no stream is called only once its
+        message is there, and until then nobody can end the call, which counts.
+        """
+
+        async def answer(messages: Any, context: Any) -> Any:
+            try:
+                async with asyncio.timeout(self._patience_s):
+                    message = await anext(messages, None)
+            except TimeoutError:
+                await context.abort(
+                    grpc.StatusCode.DEADLINE_EXCEEDED, "The message did not come whole in time."
+                )
+            if message is None:
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "The call has no message.")
+            return await call(message, context)
+
+        return answer
 
     async def _get(self, path: str, context: Any) -> Reply:
         try:

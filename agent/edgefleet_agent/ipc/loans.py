@@ -122,6 +122,12 @@ class Slot:
         """Whether a request has begun to run and its answer not begun to be sent."""
         return self.words[STARTED] > 0 and not self.words[SENDING]
 
+    @property
+    def asked(self) -> bool:
+        """Whether something has been read that is not answered."""
+        which = self.words[WHICH] & 1
+        return self.words[BASE + which] + self.count(which) > self.words[START + which]
+
     def count(self, header: int) -> int:
         """Return what the kernel wrote into one header: 0 and 1 = received, 2 = sent."""
         return self.counts[(HEADERS[header] + _COUNT) // 4]
