@@ -81,7 +81,9 @@ class Activation:
         good = [v for v in (swap.old, record.active) if v and v.digest != record.given_up]
         previous = next((v for v in good if v != new), record.previous)
         self._watch = _Watch(record.deployment.id, time.monotonic(), swap.before)
-        receipt = msgspec.structs.replace(swap.receipt, canary=record.deployment.canary)
+        receipt = msgspec.structs.replace(
+            swap.receipt, shadow=record.deployment.shadow, canary=record.deployment.canary
+        )
         self._ledger.move(_E.SERVE, active=new, previous=previous, receipt=receipt, given_up="")
         return swap._replace(receipt=receipt)
 

@@ -122,6 +122,15 @@ class GatewayClient:
         if not outcome.ok:
             raise GatewayRefusedError(outcome.message, code=outcome.code)
 
+    def shadow(self, model: str, digest: str, pct: int, lease_s: int) -> control.Shadowed:
+        """Give a loaded digest copies of requests for so long; return what it has shown so far.
+
+        Raises:
+            GatewayRefusedError: The digest is not loaded, or has died.
+        """
+        request = control.Shadow(self._id(), model, digest, pct, lease_s)
+        return self.call(request, control.Shadowed)
+
     def hold(self, model: str, drain_s: int) -> control.Outcome:
         """End a model's workers while its requests wait for the next flip."""
         return self.call(

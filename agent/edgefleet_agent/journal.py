@@ -53,7 +53,7 @@ class Deployment(msgspec.Struct, frozen=True):
     `staged` is known once it is known what could run here, and names the chosen variant as soon as
     there is one; `choice` says why that. `blobs` is the base URL of the blobs. `drain`: the old
     version ends before the new one is loaded; `stand_in`: and a fallback answers meanwhile.
-    `canary` is what its canary share showed, once it has passed.
+    `shadow` and `canary` are what those windows showed, once they have passed.
     """
 
     id: str
@@ -70,6 +70,7 @@ class Deployment(msgspec.Struct, frozen=True):
     choice: str = ""
     drain: bool = False
     stand_in: bool = False
+    shadow: TrialResult | None = None
     canary: TrialResult | None = None
 
 

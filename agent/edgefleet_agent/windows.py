@@ -1,8 +1,8 @@
-"""Before the flip: for a while the new version answers a share of the clients, and is judged.
+"""Before the flip: the new version gets copies of requests, then a share of the clients; judged.
 
 The deployment is `staged` meanwhile: the new version is loaded and proved, the old one is routed
-and answers whatever the share does not take. So whatever ends agentd, the gateway or the worker in
-the midst of it, the old version serves, and the window begins anew.
+and answers whatever a share does not take. So whatever ends agentd, the gateway or the worker in
+the midst of a window, the old version serves, and the window begins anew.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import msgspec
 
 from edgefleet_agent import probation, swapping
 from edgefleet_agent.gateway_client import GatewayLostError, GatewayRefusedError
+from edgefleet_agent.ipc.control import Shadowed
 from edgefleet_agent.journal import VersionRef
 from edgefleet_agent.ledger import Ledger
 from edgefleet_agent.routing import Routing
@@ -32,12 +33,37 @@ LOOKS = 40
 """How often a window looks at the counters, at least every 2 s and at most every 0.2 s."""
 
 
+Kind = Literal["shadow", "canary"]
+
+
+class _Plan(NamedTuple):
+    """A window that a policy asks for."""
+
+    kind: Kind
+    seconds: int
+    pct: int
+
+    def begun(self, version: str) -> str:
+        """Return the sentence that tells it."""
+        what = "the requests are copied to" if self.kind == "shadow" else "the clients get"
+        return f"{self.pct} % of {what} {version} for {self.seconds} s."
+
+
 class _Open(NamedTuple):
-    """A window under way: since when, and the counters just then."""
+    """A window under way: of which deployment, since when, and the counters just then."""
 
     deployment: str
+    kind: Kind
     since: float
     before: swapping.Reading
+
+
+class _Seen(NamedTuple):
+    """What a window has shown so far; `shown` None: the version's worker has ended."""
+
+    lived: probation.Sample
+    tried: probation.Sample
+    shown: Shadowed | None
 
 
 class Windows:
@@ -68,16 +94,24 @@ class Windows:
         """
         deployment, old = self._ledger.deployment, self._ledger.serving
         policy, new = deployment.target.policy, deployment.staged
-        if not (policy.canary_s and policy.canary_pct) or deployment.canary is not None:
-            return True
-        if new is None or old is None or old.digest == new.digest:
-            return True  # nobody is there to compare it with
+        plans = [
+            _Plan("shadow", policy.shadow_s, policy.shadow_pct),
+            _Plan("canary", policy.canary_s, policy.canary_pct),
+        ]
+        due = [
+            plan
+            for plan in plans
+            if plan.seconds and plan.pct and getattr(deployment, plan.kind) is None
+        ]
+        if not due or new is None or old is None or old.digest == new.digest:
+            return True  # nothing is asked for, or nobody is there to compare it with
         try:
             if deployment.drain or not self._loaded(new):
-                text = "No canary share: there is no memory for two versions at once."
-                self._ledger.tell(Step.ACTIVATE, "canary_skipped", text, level="warning")
+                text = "There is no memory for two versions at once."
+                for plan in due:
+                    self._ledger.tell(Step.ACTIVATE, f"{plan.kind}_skipped", text, level="warning")
                 return True
-            return self._canary(policy, old, new)
+            return all(self._held(plan, policy, old, new) for plan in due)
         except GatewayLostError:
             raise
         except EdgeFleetError as error:
@@ -92,7 +126,8 @@ class Windows:
         """
         self._open = None
         deployment = self._ledger.record.deployment
-        if deployment is not None and deployment.target.policy.canary_s:
+        policy = deployment.target.policy if deployment else Policy()
+        if policy.canary_s or policy.shadow_s:
             self._tools.gateway().canary(self._ledger.name, "", 0, LEASE_S)
 
     def _loaded(self, version: VersionRef) -> bool:
@@ -103,76 +138,105 @@ class Windows:
             return False
         return self._routing.load(version).digest == version.digest
 
-    def _canary(self, policy: Policy, old: VersionRef, new: VersionRef) -> bool:
-        """Give the new version its share until there is a verdict."""
-        window = self._begin(policy, new)
-        rules = msgspec.structs.replace(policy, probation_s=policy.canary_s)
-        pause = min(2.0, max(0.2, policy.canary_s / LOOKS))
+    def _held(self, plan: _Plan, policy: Policy, old: VersionRef, new: VersionRef) -> bool:
+        """Hold one window until there is a verdict; return whether it is none against it."""
+        window = self._begin(plan, new)
+        pause = min(2.0, max(0.2, plan.seconds / LOOKS))
         try:
             while True:
-                alive = self._renew(policy, new)
-                now = swapping.read(self._tools.gateway())
-                lived, tried = (
-                    swapping.sample(now.get(one.digest), window.before.get(one.digest))
-                    for one in (old, new)
-                )
-                known = swapping.sample(now.get(old.digest))
-                verdict = probation.judge(rules, time.monotonic() - window.since, known, tried)
-                if not alive and verdict.kind != "fail":
-                    verdict = probation.Verdict("fail", "crashes", "Its worker has ended.")
+                known, seen = self._look(plan, window, old, new)
+                elapsed = time.monotonic() - window.since
+                verdict = _judge(plan, policy, elapsed, known, seen)
                 if verdict.kind != "wait":
                     break
                 if self._stop.wait(pause):
                     return False
         finally:
-            with contextlib.suppress(GatewayLostError):
-                self._tools.gateway().canary(new.model, "", 0, LEASE_S)
+            # A shadow answers nobody: what interrupts its window may leave it to its lease.
+            if plan.kind == "canary" or not self._stop.is_set():
+                with contextlib.suppress(GatewayLostError):
+                    self._tools.gateway().canary(new.model, "", 0, LEASE_S)
         self._open = None
-        return self._settle(verdict, _result(policy, verdict.kind, lived, tried))
+        return self._settle(plan.kind, verdict, _result(plan, verdict.kind, seen))
 
-    def _begin(self, policy: Policy, new: VersionRef) -> _Open:
+    def _begin(self, plan: _Plan, new: VersionRef) -> _Open:
         """Begin a window, or go on with the one that a command has come into."""
         deployment = self._ledger.deployment.id
-        if self._open is None or self._open.deployment != deployment:
-            text = f"{policy.canary_pct} % of the clients get {new.version}"
-            self._ledger.hold("canary", f"{text} for {policy.canary_s} s.", level="info")
+        if self._open is None or self._open[:2] != (deployment, plan.kind):
+            self._ledger.hold(plan.kind, plan.begun(new.version), level="info")
             before = swapping.read(self._tools.gateway())
-            self._open = _Open(deployment, time.monotonic(), before)
+            self._open = _Open(deployment, plan.kind, time.monotonic(), before)
         return self._open
 
-    def _renew(self, policy: Policy, new: VersionRef) -> bool:
+    def _look(
+        self, plan: _Plan, window: _Open, old: VersionRef, new: VersionRef
+    ) -> tuple[probation.Sample, _Seen]:
+        """Renew the lease; return what the old version ever answered, and what the window shows."""
+        shown: Shadowed | None
         try:
-            self._tools.gateway().canary(new.model, new.digest, policy.canary_pct, LEASE_S)
+            if plan.kind == "shadow":
+                shown = self._tools.gateway().shadow(new.model, new.digest, plan.pct, LEASE_S)
+            else:
+                self._tools.gateway().canary(new.model, new.digest, plan.pct, LEASE_S)
+                shown = Shadowed(0)
         except GatewayRefusedError:
-            return False
-        return True
+            shown = None
+        now = swapping.read(self._tools.gateway())
+        lived, tried = (
+            swapping.sample(now.get(one.digest), window.before.get(one.digest))
+            for one in (old, new)
+        )
+        if plan.kind == "shadow" and shown is not None:
+            tried = probation.Sample(
+                shown.requests, shown.errors, shown.nonfinite, tried.crashes, shown.compute
+            )
+        return swapping.sample(now.get(old.digest)), _Seen(lived, tried, shown)
 
-    def _settle(self, verdict: probation.Verdict, result: TrialResult) -> bool:
+    def _settle(self, kind: Kind, verdict: probation.Verdict, result: TrialResult) -> bool:
         """Write the verdict down: the version fails, or its result waits for the receipt."""
         ledger = self._ledger
-        data = msgspec.to_builtins(result)
+        data = {kind: msgspec.to_builtins(result)}
         if verdict.kind == "fail":
-            ledger.tell(Step.ACTIVATE, "canary_failed", verdict.detail, level="error", canary=data)
-            reason = f"canary_{verdict.trigger}"
+            ledger.tell(Step.ACTIVATE, f"{kind}_failed", verdict.detail, level="error", **data)
+            reason = f"{kind}_{verdict.trigger}"
             ledger.move(DeploymentEvent.FAIL, reason=reason, detail=verdict.detail, verdict="fail")
             return False
-        after = msgspec.structs.replace(ledger.deployment, canary=result, reason="", detail="")
+        shown = {kind: result}
+        after = msgspec.structs.replace(ledger.deployment, **shown, reason="", detail="")
         ledger.write(deployment=after)
-        ledger.tell(Step.ACTIVATE, "canary_passed", verdict.detail, canary=data)
+        ledger.tell(Step.ACTIVATE, f"{kind}_passed", verdict.detail, **data)
         return True
+
+
+def _judge(
+    plan: _Plan, policy: Policy, elapsed_s: float, known: probation.Sample, seen: _Seen
+) -> probation.Verdict:
+    """Judge by the limits of probation, and in the shadow by how many answers agree."""
+    rules = msgspec.structs.replace(policy, probation_s=plan.seconds)
+    verdict = probation.judge(rules, elapsed_s, known, seen.tried)
+    shown = seen.shown
+    if verdict.kind == "fail":
+        return verdict
+    if shown is None:
+        return probation.Verdict("fail", "crashes", "Its worker has ended.")
+    least = policy.min_agreement_pct
+    if verdict.kind == "wait" or not least or shown.compared < max(1, policy.min_requests):
+        return verdict
+    if 100 * shown.agreed < least * shown.compared:
+        detail = f"{shown.agreed} of {shown.compared} answers agree; {least} % must."
+        return probation.Verdict("fail", "agreement", detail)
+    return verdict
 
 
 def _result(
-    policy: Policy,
-    kind: Literal["pass", "fail", "inconclusive"],
-    lived: probation.Sample,
-    tried: probation.Sample,
+    plan: _Plan, verdict: Literal["pass", "fail", "inconclusive"], seen: _Seen
 ) -> TrialResult:
+    lived, tried, shown = seen.lived, seen.tried, seen.shown or Shadowed(0)
     before, now = (quantile_ns(sample.compute, 0.5) for sample in (lived, tried))
     return TrialResult(
-        pct=policy.canary_pct,
-        seconds=policy.canary_s,
-        verdict=kind,
+        pct=plan.pct,
+        seconds=plan.seconds,
+        verdict=verdict,
         requests=tried.requests,
         server_errors=tried.server_errors,
         nonfinite=tried.nonfinite,
@@ -180,4 +244,8 @@ def _result(
         p50_us=None if now is None else now // 1000,
         live_requests=lived.requests,
         live_p50_us=None if before is None else before // 1000,
+        compared=shown.compared,
+        agreed=shown.agreed,
+        dropped=shown.dropped,
+        max_difference_ppm=shown.max_difference_ppm,
     )

@@ -51,6 +51,10 @@ class Policy(msgspec.Struct, frozen=True):
         standby_s: Seconds the previous version stays loaded after probation.
         drain_s: Seconds that requests on the old version get to finish.
         swap: What happens where memory has no room for two versions at once; see `SwapWay`.
+        shadow_s: Seconds for which the new version gets copies of requests before it takes over,
+            and nobody its answers; 0: none.
+        shadow_pct: How many of the requests are copied, in percent; 0: no window.
+        min_agreement_pct: Answers to those copies that must agree with the live ones, in percent.
         canary_s: Seconds for which the new version answers a share before it takes over; 0: none.
         canary_pct: That share of the clients, in percent, chosen by a hash; 0: no window.
     """
@@ -64,6 +68,9 @@ class Policy(msgspec.Struct, frozen=True):
     standby_s: int = 0
     drain_s: int = 10
     swap: SwapWay = "auto"
+    shadow_s: int = 0
+    shadow_pct: int = 10
+    min_agreement_pct: int = 0
     canary_s: int = 0
     canary_pct: int = 10
 
@@ -244,6 +251,9 @@ class TrialResult(msgspec.Struct, frozen=True):
         requests: Answers of the new version; `server_errors`, `nonfinite` and `crashes` of it too.
         p50_us: Its median run, microseconds; None: nobody asked.
         live_requests: Answers of the version that served, meanwhile; `live_p50_us` likewise.
+        compared: In the shadow: answers that were compared with the live one; `agreed` of them did.
+        dropped: In the shadow: requests of the share that were not copied.
+        max_difference_ppm: In the shadow: the largest difference in a number, in millionths.
     """
 
     pct: int
@@ -256,6 +266,10 @@ class TrialResult(msgspec.Struct, frozen=True):
     p50_us: int | None
     live_requests: int
     live_p50_us: int | None
+    compared: int = 0
+    agreed: int = 0
+    dropped: int = 0
+    max_difference_ppm: int = 0
 
 
 class SwapReceipt(msgspec.Struct, frozen=True):
@@ -268,10 +282,11 @@ class SwapReceipt(msgspec.Struct, frozen=True):
 
     `way` is how it took over; `pause_ms` how long requests were held for a drain; `stand_in` the
     variant that answered while the version itself could not ('' = none), and
-    `stand_in_requests` how many of `requests_during` it answered. `canary` is
-    what its share before the flip has shown, None if there was none. `prepared`: the new version
-    was loaded from the form that the device has made of it. `peak_memory_kb` is the
-    proportional memory (PSS) of all workers of the model when most of them were loaded.
+    `stand_in_requests` how many of `requests_during` it answered. `shadow` and
+    `canary` are what those windows before the flip have shown, None if there was none.
+    `prepared`: the new version was loaded from the form that the device has made of it.
+    `peak_memory_kb` is the proportional memory (PSS) of all workers of the model when most of them
+    were loaded.
     """
 
     ts: str
@@ -302,6 +317,7 @@ class SwapReceipt(msgspec.Struct, frozen=True):
     peak_memory_kb: int = 0
     stand_in: str = ""
     stand_in_requests: int = 0
+    shadow: TrialResult | None = None
     canary: TrialResult | None = None
 
 

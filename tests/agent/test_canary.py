@@ -42,13 +42,17 @@ def try_out(agent, world, version: str = "2.0.0", policy: Policy = SHARE):
 
 def test_a_share_that_goes_well_is_followed_by_the_swap(world, agent):
     """The report says `canary` meanwhile, the old version is routed; the receipt has the result."""
-    new = try_out(agent, world, policy=msgspec.structs.replace(SHARE, canary_s=2))
+    agent.gateway.hold.add("Canary")  # the window has begun by then, and lasts until it is let go
+    new = msgspec.structs.replace(world.publish("2.0.0"), policy=SHORT)
+    agent.assign(new)
     report = until(lambda: (r := agent.transport.slot("digits")).get("reason") == "canary" and r)
     assert (report["state"], report["active"]) == ("staged", agent.one.manifest)
     assert "25 % of the clients" in report["detail"]
+    until(lambda: "Canary" in agent.gateway.seen, "the share")
     assert agent.gateway.routed("digits") == agent.one.manifest
     agent.gateway.answer("digits", 90)
     agent.gateway.answer("digits", 30, of=new.manifest)
+    agent.gateway.let_go("Canary")
     until(lambda: agent.gateway.routed("digits") == new.manifest, "the flip")
     agent.reaches("succeeded")
     assert agent.gateway.shares[-1][1] == 0

@@ -118,7 +118,7 @@ def test_the_fast_path_is_divided_too(pair):
 
 def test_without_a_word_from_agentd_it_ends(pair):
     """The lease is over: what is active answers everything again."""
-    assert share(pair, 100, lease_s=1).ok
+    assert share(pair, 100, lease_s=3).ok
     connection = pair.connect()
     assert ask(connection) == NEW
     wait_for(lambda: ask(connection) == OLD, "the end of the lease")

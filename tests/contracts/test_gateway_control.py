@@ -220,3 +220,18 @@ def test_a_share_needs_a_loaded_version_that_is_not_active(asked):
     client.canary(one.model, two.digest, 50, 10)
     assert asked.roles() == {one.digest: "active", two.digest: "idle"}
     client.canary(one.model, "", 0, 10)
+
+
+def test_a_shadow_needs_a_loaded_version_that_is_not_active(asked):
+    """What it has shown so far comes back; nothing yet, where nobody asked."""
+    client, one, two = asked.client, asked.one.spec, asked.two.spec
+    assert asked.with_files(client.load, asked.one).ok
+    client.flip(one.model, one.digest)
+    for digest, code in ((two.digest, "not_loaded"), (one.digest, "active")):
+        with pytest.raises(GatewayRefusedError) as refused:
+            client.shadow(one.model, digest, 50, 10)
+        assert refused.value.code == code
+    assert asked.with_files(client.load, asked.two).ok
+    shown = client.shadow(one.model, two.digest, 50, 10)
+    assert (shown.requests, shown.compared, shown.dropped) == (0, 0, 0)
+    client.canary(one.model, "", 0, 10)

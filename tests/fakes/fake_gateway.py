@@ -13,6 +13,7 @@ import sys
 import threading
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 from edgefleet_agent.ipc import control
 from edgefleet_shared import histogram
@@ -46,6 +47,8 @@ class FakeGateway:
         variants: The variant of every Prove and Load, in order, as "Prove gpu".
         placed: The execution providers of each of them, by preference.
         memory_kb: What every worker takes, as far as it tells.
+        shadows: As `shares`, of copies.
+        shown: Fields of what a version in the shadow has shown.
         shares: Every share that a version on trial got, in order: digest and percent.
     """
 
@@ -58,6 +61,8 @@ class FakeGateway:
         self.medians: dict[str, int] = {}
         self.variants: list[str] = []
         self.placed: list[list[str]] = []
+        self.shadows: list[tuple[str, int]] = []
+        self.shown: dict[str, Any] = {}
         self.memory_kb = 100
         self.shares: list[tuple[str, int]] = []
         self.files: list[bytes] = []
@@ -212,6 +217,13 @@ class FakeGateway:
                 return self._load(request, digest, files)
             case control.Flip():
                 return self._flip(request)
+            case control.Shadow():
+                if digest not in self._loaded:
+                    return control.Outcome(request.id, ok=False, code="not_loaded")
+                if self._loaded[digest].role == "active":
+                    return control.Outcome(request.id, ok=False, code="active")
+                self.shadows.append((digest, request.pct))
+                return control.Shadowed(request.id, **self.shown)
             case control.Canary():
                 if request.pct and digest not in self._loaded:
                     return control.Outcome(request.id, ok=False, code="not_loaded")

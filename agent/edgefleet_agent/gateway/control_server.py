@@ -145,6 +145,10 @@ class Client:
             reply = plane.trials.share(
                 number, message.model, message.digest, message.pct, message.lease_s
             )
+        elif isinstance(message, control.Shadow):
+            reply = plane.trials.shadow(
+                number, message.model, message.digest, message.pct, message.lease_s
+            )
         elif isinstance(message, control.Hold):
             reply = await plane.hold(number, message.model, message.drain_s)
         elif isinstance(message, control.Unroute):

@@ -15,7 +15,7 @@ from edgefleet_agent.gateway.launcher import Launcher
 from edgefleet_agent.gateway.lending import Lending
 from edgefleet_agent.gateway.outcomes import already, outcome_of, refused
 from edgefleet_agent.gateway.router import Route, Router
-from edgefleet_agent.gateway.trials import Trials
+from edgefleet_agent.gateway.trying import Trials
 from edgefleet_agent.ipc.control import (
     DigestStats,
     Event,

@@ -41,7 +41,7 @@ class Route:
         self.max_gap_ns = 0
         self.swaps = 0
         self.held = False  # its workers go, the next ones come: requests wait meanwhile
-        self.trial: Trial | None = None  # a version that answers a share
+        self.trial: Trial | None = None  # a version that answers a share, or gets copies
 
     def end_trial(self) -> None:
         """Let what is active answer everything again, by its worker itself if it may."""
@@ -175,6 +175,8 @@ class Router:
     ) -> None:
         """Pass a worker's answer on."""
         if pending.done:
+            if pending.trial is not None:
+                pending.trial.copied(pending, status, body, json_length, spent, nonfinite)
             return
         if status == 200:
             assert pending.backend is not None
@@ -182,6 +184,8 @@ class Router:
             pending.backend.counters.answered(latency, spent, nonfinite)
             self._close(pending)
             pending.asker.answer(200, body, json_length)
+            if pending.route.trial is not None:
+                pending.route.trial.saw(pending, body, json_length)
         else:
             self.finish(pending, status, body, json_length)
 

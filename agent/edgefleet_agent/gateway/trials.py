@@ -8,16 +8,13 @@ well with the trial version's worker, and with any other move of the route.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
-from edgefleet_agent.gateway.outcomes import refused
-from edgefleet_agent.ipc.control import Outcome
-
 if TYPE_CHECKING:
     from edgefleet_agent.gateway.backend import Backend
-    from edgefleet_agent.gateway.router import Route
+    from edgefleet_agent.gateway.pending import Pending
 
 _PARTS = 10_000
 
@@ -43,6 +40,20 @@ class Trial:
         found = blake2b(client, digest_size=8, key=self._salt).digest()
         return int.from_bytes(found) % _PARTS < self.pct * (_PARTS // 100)
 
+    def saw(self, pending: Pending, body: bytes, json_length: int) -> None:
+        """Take note of what the active version has answered; of no interest to a share."""
+
+    def copied(
+        self,
+        pending: Pending,
+        status: int,
+        body: bytes,
+        json_length: int,
+        spent: int,
+        nonfinite: bool,
+    ) -> None:
+        """Take an answer that nobody waits for; of no interest to a share."""
+
     def renew(self, lease_s: float, over: Callable[[], None]) -> None:
         """Go on for so many seconds from now; `over` is called if nobody renews it again."""
         self.cancel()
@@ -53,44 +64,3 @@ class Trial:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-
-class Trials:
-    """Begins, renews and ends trials for agentd.
-
-    Args:
-        routes: The router's.
-        backends: What is loaded, by digest.
-    """
-
-    def __init__(self, routes: Mapping[str, Route], backends: Mapping[str, Backend]) -> None:
-        self._routes, self._backends = routes, backends
-
-    def share(self, number: int, model: str, digest: str, pct: int, lease_s: float) -> Outcome:
-        """Let a loaded digest answer a share for so long; 0 % ends a model's trial."""
-        route = self._routes.get(model)
-        if pct <= 0:
-            if route is not None:
-                route.end_trial()
-            return Outcome(number, ok=True)
-        backend = self._backends.get(digest)
-        if route is None or backend is None or backend.spec.model != model or not backend.ready:
-            if route is not None:
-                route.end_trial()
-            return refused(number, "not_loaded", f"{digest} is not loaded for {model!r}.")
-        if route.active is backend:
-            return refused(number, "active", f"{digest} answers all of {model!r} already.")
-        trial = route.trial
-        if trial is None or trial.backend is not backend:
-            route.end_trial()
-            trial = route.trial = Trial(backend, pct)
-            if route.active.loans is not None:
-                route.active.loans.recall()  # a lent connection passes by whoever divides
-        trial.pct = pct
-        trial.renew(lease_s, lambda: self._over(route, trial))
-        return Outcome(number, ok=True)
-
-    @staticmethod
-    def _over(route: Route, trial: Trial) -> None:
-        if route.trial is trial:
-            route.end_trial()

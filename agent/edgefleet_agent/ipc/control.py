@@ -105,6 +105,20 @@ class Canary(msgspec.Struct, tag=True, frozen=True):
     lease_s: int = 10
 
 
+class Shadow(msgspec.Struct, tag=True, frozen=True):
+    """Give the loaded `digest` copies of `pct` percent of `model`'s answered requests.
+
+    A lease as `Canary`, and ended alike: by `Canary` with 0 percent, a `Flip` and so on. Answered
+    by `Shadowed`, or by `Outcome`: `not_loaded`, `active`.
+    """
+
+    id: int
+    model: str
+    digest: str
+    pct: int
+    lease_s: int = 10
+
+
 class Hold(msgspec.Struct, tag=True, frozen=True):
     """End every worker of `model` while its requests wait for the next `Flip`.
 
@@ -184,6 +198,25 @@ class Flipped(msgspec.Struct, tag=True, frozen=True):
     id: int
     previous: str
     in_flight: int
+
+
+class Shadowed(msgspec.Struct, tag=True, frozen=True):
+    """What a version in the shadow has answered since it began, copies that were `dropped` aside.
+
+    `requests` were answered 200, `errors` otherwise; `compute` is as in `DigestStats`. Of
+    `compared` answers so many `agreed` with the live one; `max_difference_ppm` is the largest
+    difference in a floating-point number, in millionths.
+    """
+
+    id: int
+    requests: int = 0
+    errors: int = 0
+    nonfinite: int = 0
+    compared: int = 0
+    agreed: int = 0
+    dropped: int = 0
+    max_difference_ppm: int = 0
+    compute: dict[int, int] = {}
 
 
 class DigestStats(msgspec.Struct, frozen=True):
@@ -290,13 +323,14 @@ Request = (
     | Load
     | Flip
     | Canary
+    | Shadow
     | Hold
     | Unroute
     | Release
     | Stats
     | Shutdown
 )
-Reply = Outcome | Flipped | StatsReply | GatewayState
+Reply = Outcome | Flipped | Shadowed | StatsReply | GatewayState
 Message = Request | Reply | Event
 
 

@@ -121,8 +121,9 @@ def _check_receipt(receipt: SwapReceipt) -> SwapReceipt:
     for digest in filter(None, (receipt.from_digest, receipt.to_digest)):
         check_digest(digest)
     _not_negative(receipt)
-    if receipt.canary is not None:
-        _not_negative(receipt.canary)
+    for result in (receipt.shadow, receipt.canary):
+        if result is not None:
+            _not_negative(result)
     return msgspec.structs.replace(receipt, ts=_time(receipt.ts))
 
 

@@ -94,6 +94,7 @@ class Receipt(BaseModel):
                     "accelerated_pct": 100,
                     "stand_in": "",
                     "stand_in_requests": 0,
+                    "shadow": None,
                     "canary": None,
                 }
             ]
@@ -130,6 +131,7 @@ class Receipt(BaseModel):
     accelerated_pct: int = -1
     stand_in: str = ""
     stand_in_requests: int = 0
+    shadow: dict[str, Any] | None = None
     canary: dict[str, Any] | None = None
 
     @classmethod

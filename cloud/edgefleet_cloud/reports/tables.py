@@ -86,6 +86,7 @@ class ReceiptRow(SQLModel, table=True):
     accelerated_pct: int = -1
     stand_in: str = ""
     stand_in_requests: int = 0
+    shadow: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
     canary: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
 
 

@@ -31,13 +31,16 @@ class NewPolicy(BaseModel):
     standby_s: int = Field(default=Policy().standby_s, ge=0, le=30 * _DAYS)
     drain_s: int = Field(default=Policy().drain_s, ge=0, le=_DAYS)
     swap: SwapWay = Policy().swap
+    shadow_s: int = Field(default=Policy().shadow_s, ge=0, le=30 * _DAYS)
+    shadow_pct: int = Field(default=Policy().shadow_pct, ge=0, le=100)
+    min_agreement_pct: int = Field(default=Policy().min_agreement_pct, ge=0, le=100)
     canary_s: int = Field(default=Policy().canary_s, ge=0, le=30 * _DAYS)
     canary_pct: int = Field(default=Policy().canary_pct, ge=0, le=100)
 
     @property
     def watched_s(self) -> int:
         """Seconds for which a device looks at a version before it says how it is."""
-        return self.canary_s + self.probation_s
+        return self.shadow_s + self.canary_s + self.probation_s
 
 
 class NewWave(BaseModel):
