@@ -28,6 +28,7 @@ from tests.models import colours, golden_bytes, linear, package
 from tests.shared.test_package import MANIFEST, VARIANT
 
 LENGTH = "Inference-Header-Content-Length"
+WIDE = 1 << 16
 UNTIL_FULL = 60_000_000
 """So long nobody waits in a test: a batch that leaves has become full."""
 
@@ -143,6 +144,23 @@ def test_every_door_ends_in_the_same_batch(gateway, tmp_path):
     assert found.tolist() == [[32, 32]]
     assert [data(json.loads(answer)) for answer in answers[:2]] == [[8, 8], [16, 16]]
     assert answers[2].endswith(np.full(2, 24, np.float32).tobytes())
+    assert counted(gateway, made) == (4, 1, 4, {4: 1})
+
+
+def test_large_requests_are_joined_where_they_lie(gateway, tmp_path):
+    """Bodies that lie in memory shared with the gateway, and tensors in the application's own."""
+    made = serve(gateway, tmp_path, linear(2.0, WIDE), rows=4)
+    connections = [gateway.connect() for _ in range(3)]
+    for number, connection in enumerate(connections, 1):
+        bare = np.full(WIDE, number, np.float32).tobytes()
+        connection.request("POST", "/v2/models/m/infer", bare, {LENGTH: "0"})
+    with library.Client(gateway.uds) as fast:
+        found = fast.infer("m", {"x": np.full((1, WIDE), 4, np.float32)})["y"]
+    answers = [connection.getresponse().read()[-4:] for connection in connections]
+    for connection in connections:
+        connection.close()
+    assert found.tolist() == [[8 * WIDE] * 2]
+    assert [np.frombuffer(one, "<f4")[0] for one in answers] == [2 * WIDE * n for n in (1, 2, 3)]
     assert counted(gateway, made) == (4, 1, 4, {4: 1})
 
 
