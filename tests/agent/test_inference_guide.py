@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import subprocess
 import sys
 import tomllib
@@ -11,14 +10,10 @@ from collections.abc import Iterator
 
 import msgspec
 import numpy as np
-import onnxruntime
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from edgefleet_provisioning.cli import app
-from edgefleet_shared.alike import seen
-from edgefleet_shared.package import TensorSpec, decode_manifest
+from edgefleet_shared.package import TensorSpec
 from edgefleet_shared.processing import Processing
 from edgefleet_shared.processing_rules import outer
 from tests.house.documents import FENCE, text_of
@@ -114,28 +109,6 @@ def test_the_python_programs_run(guide, index, wanted):
     """Our library twice and the standard library's client, each as a program of its own."""
     printed = guide(PYTHON[index], sys.executable, "-c")
     assert [text for text in wanted if text not in printed] == []
-
-
-def test_the_models_of_the_page_can_be_made(guide, tmp_path, monkeypatch):
-    """The program makes both, the commands publish them, and they take what the examples send."""
-    monkeypatch.chdir(tmp_path)
-    subprocess.run([sys.executable, "-c", PYTHON[3]], timeout=30, check=True)
-    (tmp_path / "sorter.toml").write_text(TOML[0])
-    published = {}
-    for words in map(shlex.split, SHELL[3].splitlines()):
-        if words[1:3] != ["model", "publish"]:
-            continue
-        done = CliRunner().invoke(app, [*words[1:], "--output", words[5], "--json"])
-        assert done.exit_code == 0, done.output
-        digest = json.loads(done.stdout.splitlines()[-1])["manifest"].removeprefix("sha256:")
-        manifest = decode_manifest((tmp_path / words[5] / "blobs/sha256" / digest).read_bytes())
-        published[manifest.name] = seen(manifest.variants[0])
-    assert published["scores"].inputs == [TensorSpec("x", "FP32", [-1, 4])]
-    assert published["sorter"].inputs == [TensorSpec("image", "BYTES", [1])]
-    assert [one.name for one in published["sorter"].outputs] == ["scores", "classes", "labels"]
-    session = onnxruntime.InferenceSession("scores.onnx")
-    (y,) = session.run(None, {"x": np.array([[1, 2, 3, 4]], np.float32)})
-    assert y.ravel().tolist() == json.loads(JSON[0])["outputs"][0]["data"]
 
 
 def test_a_detector_is_described_as_the_page_says():

@@ -48,6 +48,7 @@ class OnnxSession:
         # What `session.run` checks first, in 2 of a tiny model's 7 us, the codec has checked.
         self._run = getattr(getattr(session, "_sess", None), "run", session.run)
         self._mappings = mappings
+        self._inputs = {given.name for given in session.get_inputs()}
         self._outputs = [output.name for output in session.get_outputs()]
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -57,6 +58,8 @@ class OnnxSession:
         except INVALID as error:
             raise ValueError(f"The model refuses its input: {_first_line(error)}") from error
         except Exception as error:  # onnxruntime's errors share no base but Exception
+            if missing := self._inputs - inputs.keys():
+                raise ValueError(f"Input {min(missing)!r} is missing.") from error
             raise RuntimeError(f"onnxruntime failed: {_first_line(error)}") from error
         return dict(zip(self._outputs, found, strict=True))
 
