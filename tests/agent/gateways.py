@@ -107,8 +107,8 @@ class UnixConnection(http.client.HTTPConnection):
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.connect(str(self._path))  # waits for its turn, which it would not with a deadline
         self.sock.settimeout(DEADLINE_S)
-        self.sock.connect(str(self._path))
 
 
 class Gateway:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import socket
 import time
 from pathlib import Path
@@ -117,6 +118,23 @@ def test_bodies_that_never_end_are_bounded_together(gateway):
     assert statuses.count(b"408") == 2
     assert set(statuses) <= {b"408", b"503", b""}  # '' where the close came with unread bytes
     assert gateway.infer(GOOD)[0] == 200
+
+
+def test_a_burst_of_clients_waits_for_a_busy_gateway(gateway):
+    """500 that give a deadline, and so never wait for the backlog, while nobody accepts."""
+    gateway.infer(GOOD)
+    with contextlib.ExitStack() as stack:
+        gateway.process.send_signal(signal.SIGSTOP)
+        try:
+            socks = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(500)]
+            for sock in socks:
+                sock.settimeout(10)
+                sock.connect(str(gateway.uds))
+        finally:
+            gateway.process.send_signal(signal.SIGCONT)
+        for sock in socks:
+            sock.sendall(b"GET /v2/health/live HTTP/1.1\r\nConnection: close\r\n\r\n")
+        assert all(answer(sock).startswith(b"HTTP/1.1 200 ") for sock in socks)
 
 
 def test_clients_that_dawdle_disturb_nobody(gateway):

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from sklearn.neural_network import MLPClassifier
 
 from edgefleet_provisioning.demo.digits import build
 from edgefleet_provisioning.demo.processes import is_running
@@ -81,12 +82,20 @@ def test_stop_leaves_a_folder_of_somebody_else_alone(home):
     assert (home / "edgefleet-demo" / "thesis.txt").exists()
 
 
-def test_ctrl_c_during_training_is_not_swallowed(tmp_path):
+def test_ctrl_c_during_training_is_not_swallowed(tmp_path, monkeypatch):
     """scikit-learn takes it for the wish for a model that is half trained."""
-    timer = threading.Timer(0.9, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            build(tmp_path)
-    finally:
-        timer.cancel()
+    timers = []
+    fit = MLPClassifier.fit
+
+    def interrupted(model, *data):
+        timers.append(threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)))
+        timers[0].start()
+        try:
+            return fit(model, *data)
+        finally:
+            timers[0].cancel()
+
+    monkeypatch.setattr(MLPClassifier, "fit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path)
+    assert len(timers) == 1

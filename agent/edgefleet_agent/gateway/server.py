@@ -26,6 +26,8 @@ from edgefleet_agent.gateway.spawner import Spawner
 from edgefleet_agent.worker import sandbox
 from edgefleet_shared.errors import InvalidInputError, UnavailableError
 
+BACKLOG = 1024
+"""Connections that may wait for accept: a Unix socket refuses the next one at once (EAGAIN)."""
 DRAIN_S = 10.0
 SPARE = 3072
 """Descriptors beside those of connections: slots of the fast path, models, workers, agentd."""
@@ -139,7 +141,9 @@ class Gateway:
             sock.bind(str(options.uds))
         finally:
             os.umask(mask)
-        self._servers.append(await self._loop.create_unix_server(connect, sock=sock, backlog=128))
+        self._servers.append(
+            await self._loop.create_unix_server(connect, sock=sock, backlog=BACKLOG)
+        )
         address = ""
         if options.tcp:
             host, port = parse_address(options.tcp)
@@ -154,7 +158,7 @@ class Gateway:
         self, connect: Callable[[], Connection], host: str, port: int
     ) -> asyncio.Server:
         try:
-            return await self._loop.create_server(connect, host, port)
+            return await self._loop.create_server(connect, host, port, backlog=BACKLOG)
         except OSError as error:
             raise InvalidInputError(
                 f"The address {host}:{port} cannot be had: {os.strerror(error.errno or 0)}.",
