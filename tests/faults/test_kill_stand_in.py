@@ -1,4 +1,4 @@
-"""kill -9 and power cuts while a stand-in answers, and while a new version has its canary share."""
+"""kill -9 and power cuts while a stand-in answers, and in the shadow or canary window."""
 
 from __future__ import annotations
 
@@ -78,20 +78,25 @@ def test_a_stand_in_cut_short_ends_in_the_new_version(world, device, step, end, 
 
 
 @pytest.mark.parametrize("power", ["agentd", "everything"])
-def test_a_share_cut_short_begins_anew_and_the_old_version_serves(world, device, power):
-    """SIGKILL in the midst of a canary share: the old version is routed until the share is over."""
-    shares = Policy(min_requests=0, probation_s=0, drain_s=0, canary_s=1, canary_pct=50)
-    two = msgspec.structs.replace(world.publish("2.0.0"), policy=shares)
-    device.gateway.hold.add("Canary")
+@pytest.mark.parametrize(("window", "given"), [("shadow", "shadows"), ("canary", "shares")])
+def test_a_window_cut_short_begins_anew_and_the_old_version_serves(
+    world, device, window, given, power
+):
+    """SIGKILL in the midst of shadow or canary: the old version is routed until it is over."""
+    asked = {f"{window}_s": 1, f"{window}_pct": 50}
+    policy = Policy(min_requests=0, probation_s=0, drain_s=0, **asked)
+    two = msgspec.structs.replace(world.publish("2.0.0"), policy=policy)
+    request = window.capitalize()
+    device.gateway.hold.add(request)
     device.assign(two)
-    until(lambda: device.record().deployment.reason == "canary", "the share")
-    until(lambda: "Canary" in device.gateway.seen, "its request")
+    until(lambda: device.record().deployment.reason == window, "the window")
+    until(lambda: request in device.gateway.seen, "its request")
     assert device.record().deployment.state == "staged"
     device.kill() if power == "agentd" else device.cut_power()
-    device.gateway.let_go("Canary")
+    device.gateway.let_go(request)
     device.start()
     with Witness(device) as witness:
-        until(lambda: (two.manifest, 50) in device.gateway.shares, "the share, anew")
+        until(lambda: (two.manifest, 50) in getattr(device.gateway, given), "it, anew")
     assert witness.seen <= {device.one.manifest} | ({""} if power == "everything" else set())
     device.reaches(two.deployment, "succeeded")
     assert device.gateway.routed("digits") == two.manifest
