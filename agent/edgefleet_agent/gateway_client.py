@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import msgspec
 
-from edgefleet_agent.ipc import control
+from edgefleet_agent.ipc import control, packets
 from edgefleet_shared.errors import UnavailableError
 
 R = TypeVar("R", bound=control.Reply)
@@ -181,7 +181,7 @@ class GatewayClient:
             if self.closed.is_set():
                 raise GatewayLostError("The gateway is gone.")
             with self._sending:
-                control.send(self._socket, request, fds)
+                packets.send(self._socket, request, fds)
             if not self._wait(waiting, request, deadline_s, stop):
                 self.close()
                 raise GatewayLostError(
@@ -211,7 +211,7 @@ class GatewayClient:
                 return True
             if stop.is_set():
                 with self._sending:
-                    control.send(self._socket, control.Cancel(self._id(), request.spec.digest))
+                    packets.send(self._socket, control.Cancel(self._id(), request.spec.digest))
                 return waiting.done.wait(CALL_S)
         return False
 
@@ -228,7 +228,7 @@ class GatewayClient:
 
     def _read(self) -> None:
         try:
-            while (received := control.receive(self._socket)) is not None:
+            while (received := packets.receive(self._socket)) is not None:
                 message, fds = received
                 for fd in fds:
                     os.close(fd)  # a gateway has none to give
@@ -280,5 +280,5 @@ def _connect(path: Path) -> socket.socket:
         raise GatewayLostError(f"No gateway answers at {path}: {error}.") from error
     sock.settimeout(None)
     for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-        sock.setsockopt(socket.SOL_SOCKET, option, 2 * control.MESSAGE_MAX_BYTES)
+        sock.setsockopt(socket.SOL_SOCKET, option, 2 * packets.MESSAGE_MAX_BYTES)
     return sock

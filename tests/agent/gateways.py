@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from edgefleet_agent.compose import GATEWAY_ENVIRONMENT
-from edgefleet_agent.ipc import control
+from edgefleet_agent.ipc import control, packets
 from tests.models import Package
 
 DEADLINE_S = 20.0
@@ -51,7 +51,7 @@ class Control:
     def ask(self, kind, *arguments, files=(), **named):
         """Send a request of type `kind` and return its reply."""
         self._number += 1
-        control.send(self.sock, kind(self._number, *arguments, **named), files)
+        packets.send(self.sock, kind(self._number, *arguments, **named), files)
         for fd in files:
             os.close(fd)
         while True:
@@ -61,7 +61,7 @@ class Control:
                 return message
 
     def _receive(self):
-        received = control.receive(self.sock)
+        received = packets.receive(self.sock)
         assert received is not None, "the gateway closed the control connection"
         message, _ = received
         if isinstance(message, control.Event):

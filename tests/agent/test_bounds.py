@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import http.client
 import json
@@ -15,9 +14,16 @@ import threading
 
 import pytest
 
-from edgefleet_agent.gateway.unread import Unread
 from edgefleet_agent.ipc import fast
-from tests.agent.fast_raw import SIZE, WIDE, Raw, head, memory
+from tests.agent.bounded import (
+    CONNECTIONS,
+    LIMIT,
+    binary,
+    closed,
+    end_clients,
+    start,
+)
+from tests.agent.fast_raw import Raw, memory
 from tests.agent.gateways import Gateway, wait_for
 from tests.agent.lent_client import GOOD, Client, lent, request_bytes
 from tests.agent.test_fast_abuse import descriptors
@@ -25,8 +31,6 @@ from tests.agent.test_gateway_life import SHORT
 from tests.agent.test_hostile_local import clients, memory_kb
 from tests.models import linear, package, slow
 
-LIMIT = 1_000_000
-CONNECTIONS = 40
 MINE = CONNECTIONS // 2
 LONG = {"inputs": [SHORT["inputs"][0] | {"data": [10_000]}]}
 HALF_A_HEAD = b"POST /v2/models/m/infer HTTP/1.1\r\nContent-Le"
@@ -44,29 +48,7 @@ print(connection.getresponse().status)
 def _no_client_left():
     """Close what a test leaves open."""
     yield
-    for client in Client.every:  # a thread may be sending, and a close alone would wait for it
-        with contextlib.suppress(OSError):
-            client.sock.shutdown(socket.SHUT_RDWR)
-    Client.close_all()
-
-
-def start(folder, *options: str) -> Gateway:
-    """Return a gateway with few connections and the models `m` and `slow`."""
-    one = Gateway(
-        "--max-body-bytes", str(LIMIT), "--lend-after", "0",
-        "--max-connections", str(CONNECTIONS), *options,
-    )  # fmt: skip
-    one.control.serve(package(folder, linear(2.0)))
-    one.control.serve(package(folder, slow(), name="slow"))
-    return one
-
-
-@pytest.fixture(scope="module")
-def hasty(tmp_path_factory):
-    """A gateway with little patience."""
-    one = start(tmp_path_factory.mktemp("packages"), "--timeout-s", "2")
-    yield one
-    one.close()
+    end_clients()
 
 
 @pytest.fixture(scope="module")
@@ -97,67 +79,6 @@ def another_is_served(gateway: Gateway) -> bool:
     return done.stdout.strip() == "200"
 
 
-def closed(client: Client | Raw) -> bool:
-    """Tell whether the other side has closed, without reading."""
-    poll = select.poll()
-    poll.register(client.sock, 0)
-    return bool(poll.poll(0))
-
-
-def binary(rows: int) -> bytes:
-    """Return a request of `rows` rows, 16 bytes in and 8 out each."""
-    asked = json.dumps({
-        "inputs": [{
-            "name": "x", "datatype": "FP32", "shape": [rows, 4],
-            "parameters": {"binary_data_size": 16 * rows},
-        }],
-        "parameters": {"binary_data_output": True},
-    }).encode()  # fmt: skip
-    extra = f"Inference-Header-Content-Length: {len(asked)}\r\n"
-    return request_bytes(asked + bytes(16 * rows), extra=extra)
-
-
-def pour(client: Client | Raw, data: bytes) -> None:
-    """Send in the background, as far as somebody takes it."""
-
-    def send() -> None:
-        with contextlib.suppress(OSError):
-            client.sock.sendall(data)
-
-    threading.Thread(target=send, daemon=True).start()
-
-
-# ------------------------------------------------------------------- answers that nobody reads
-
-
-@pytest.mark.parametrize("tcp", [False, True])
-def test_who_reads_nothing_is_closed(hasty, tcp):
-    """A client that asks and never reads is given the request timeout, and not for ever."""
-    client = Client(hasty, tcp=tcp)
-    pour(client, b"GET /metrics HTTP/1.1\r\n\r\n" * 4000)  # more than kernels keep for it
-    wait_for(lambda: closed(client), "the client to be closed")
-    assert hasty.infer(GOOD)[0] == 200
-
-
-def test_who_reads_nothing_of_the_last_answer_is_closed(hasty):
-    """Nor does a connection stay that shall end after an answer which nobody takes."""
-    client = Client(hasty)
-    last = binary(60_000).replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
-    pour(client, binary(60_000) + last)
-    wait_for(lambda: closed(client), "the client to be closed")
-
-
-def test_frames_that_nobody_reads_end_their_client(hasty):
-    """So it is on the fast path."""
-    one = Raw(hasty)
-    x = fast.Tensor("x", "FP32", (WIDE, 4), fast.INLINE, 0, 4 * SIZE)
-    frame = fast.prefix(fast.INFER, 1, len(head(x)), 4 * SIZE) + head(x) + bytes(4 * SIZE)
-    pour(one, frame * 8)
-    wait_for(lambda: closed(one), "the client to be closed")
-    assert hasty.infer(GOOD)[0] == 200
-    one.close()
-
-
 def test_answers_of_many_who_read_nothing_are_bounded_together(patient):
     """Beyond the bound the one that has read nothing for longest goes, whatever time it has."""
     before = memory_kb(patient.process.pid)
@@ -170,40 +91,6 @@ def test_answers_of_many_who_read_nothing_are_bounded_together(patient):
     assert [closed(client) for client in many[-8:]] == [False] * 8
     assert memory_kb(patient.process.pid) - before < 20_000
     assert another_is_served(patient)
-
-
-class Slow:
-    """A client by hand; `left` is what it has not read."""
-
-    def __init__(self, left: int) -> None:
-        self.left = left
-        self.ended = False
-
-    def unsent(self) -> int:
-        return self.left
-
-    def abort(self) -> None:
-        self.ended = True
-
-
-def test_who_reads_slowly_is_not_who_reads_nothing():
-    """64 KiB in the time that there is are enough, or all of it; a byte now and then is not."""
-
-    async def play() -> tuple[bool, bool]:
-        clock = [0.0]
-        unread = Unread(10**9, 1.0, lambda: clock[0])
-        steady, dripping = Slow(10**6), Slow(10**6)
-        unread.owes(steady, steady.left)
-        unread.owes(dripping, dripping.left)
-        for _ in range(10):
-            clock[0] += 0.9
-            steady.left -= 64 * 1024
-            dripping.left -= 1
-            unread.look()
-            await asyncio.sleep(0)
-        return steady.ended, dripping.ended
-
-    assert asyncio.run(play()) == (False, True)
 
 
 # ------------------------------------------------------------------- connections

@@ -15,7 +15,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from edgefleet_agent.ipc import control
+from edgefleet_agent.ipc import control, packets
 from edgefleet_shared import histogram
 
 
@@ -121,7 +121,7 @@ class FakeGateway:
         """Send an event to everyone connected."""
         for client in list(self._clients):
             with contextlib.suppress(OSError):
-                control.send(client, event)
+                packets.send(client, event)
 
     def quarantine(self, digest: str, *, fall_back: bool):
         """Give a digest up, as after three crashes."""
@@ -167,7 +167,7 @@ class FakeGateway:
 
     def _serve(self, client: socket.socket):
         try:
-            while (received := control.receive(client)) is not None:
+            while (received := packets.receive(client)) is not None:
                 request, fds = received
                 threading.Thread(target=self._one, args=(client, request, fds), daemon=True).start()
         except (OSError, ValueError):
@@ -191,7 +191,7 @@ class FakeGateway:
                 return
             reply = self._reply(name, request, len(fds))
         with contextlib.suppress(OSError):
-            control.send(client, reply)
+            packets.send(client, reply)
         if name == "Shutdown":
             self.close()
 

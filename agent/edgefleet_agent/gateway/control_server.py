@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from edgefleet_agent.gateway.plane import Plane
-from edgefleet_agent.ipc import control
+from edgefleet_agent.ipc import control, packets
 from edgefleet_shared.errors import UnavailableError
 
 _UCRED = struct.Struct("3i")
@@ -108,7 +108,7 @@ class Client:
 
     def _on_message(self) -> None:
         try:
-            received = control.receive(self._sock)
+            received = packets.receive(self._sock)
         except BlockingIOError:
             return
         except (OSError, msgspec.DecodeError) as error:
@@ -186,7 +186,7 @@ class Client:
         if not self._open:
             return
         try:
-            self._unsent.append(control.encode(message))
+            self._unsent.append(packets.encode(message))
         except UnavailableError as error:
             sys.stderr.write(f"{error}\n")
         if len(self._unsent) > _BACKLOG_MAX:
