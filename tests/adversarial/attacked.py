@@ -54,6 +54,7 @@ class Attacked:
         receiver = self.agent.daemon._receiver
         assert isinstance(receiver._refusals, Refusals)
         receiver._refusals = Refusals()  # a burst is told in part; here each one counts
+        until(self._tidy, "what the deployment before has left to go")
         before, floors, told = self._unchanging(), self.floors(), len(self._events())
         loads = self._loads()
         self.agent.transport.send(payload)
@@ -87,12 +88,19 @@ class Attacked:
     def _unchanging(self) -> tuple[Any, ...]:
         accepted = self.state / "desired" / "accepted.json"
         journal = self.agent.record()
-        blobs = sorted(path.name for path in (self.state / "store").rglob("*") if path.is_file())
         gateway = self.agent.gateway
         return (
             accepted.read_bytes(), journal.active, journal.previous, journal.deployment,
-            blobs, gateway.loaded(), gateway.routed("digits"),
+            self._blobs(), gateway.loaded(), gateway.routed("digits"),
         )  # fmt: skip
+
+    def _blobs(self) -> list[str]:
+        return sorted(path.name for path in (self.state / "store").rglob("*") if path.is_file())
+
+    def _tidy(self) -> bool:
+        """Tell whether the store has nothing but what the journal needs; collecting comes last."""
+        needs = self.agent.daemon._parts.tools.journal.needs()
+        return {f"sha256:{name}" for name in self._blobs()} <= needs
 
     def _calm(self) -> bool:
         record = self.agent.record()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -39,6 +40,9 @@ from tests.fleet_folder import CREATED, FleetFolder
 from tests.models import linear
 
 DEVICE = "cam-1"
+UNIT = Path(__file__).parents[2] / "images" / "agent" / "edgefleet-agent.service"
+UNIT_ENVIRONMENT = dict(re.findall(r"^Environment=(\w+)=(\S*)$", UNIT.read_text(), re.MULTILINE))
+"""What systemd gives agentd on a device: without it, malloc keeps what a flood has once taken."""
 ONES = {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 1, 1, 1]}]}
 
 
@@ -144,6 +148,7 @@ class Field:
             [*before, *command, str(self.folder / "opened")],
             stdout=self._log,
             stderr=self._log,
+            env={**os.environ, **UNIT_ENVIRONMENT},
             start_new_session=True,
         )
 
