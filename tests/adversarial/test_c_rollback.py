@@ -272,8 +272,9 @@ def test_30_two_slots_of_one_assignment_wait_for_each_other(world, victim):
     victim.takes(world.assign(victim.identity, two, ear))
     victim.reaches(two.deployment, "staged")
     until(lambda: victim.events("http_404"), f"the blob is asked for in vain; {victim.tail()}")
+    lives = len(victim.events("connected"))
     victim.restart()
-    until(lambda: len(victim.events("staged")) > 1, "staged again")
+    until(lambda: len(victim.events("connected")) > lives, "the next agentd")
     time.sleep(0.5)
     assert victim.gateway.routed("digits") == victim.slot.manifest
     assert victim.gateway.routed("audio") == ""
