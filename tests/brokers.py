@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ssl
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -202,7 +202,7 @@ class Client:
             *CALLBACKS, client_id=client_id, clean_session=clean, reconnect_on_failure=False
         )
         if pair is not None:
-            self.paho.tls_set(str(ca), str(pair), str(pair), tls_version=ssl.PROTOCOL_TLS_CLIENT)
+            self.paho.tls_set_context(AgentTls(ca, pair, pair).context())
         if will:
             self.paho.will_set(will, b"forged", qos=1, retain=True)
         self.paho.on_connect = self._on_connect
@@ -258,8 +258,9 @@ class Client:
             sock.close()
 
     def close(self) -> None:
-        """Leave."""
-        self.paho.disconnect()
+        """Leave, if it has not vanished already."""
+        with contextlib.suppress(OSError):
+            self.paho.disconnect()
         self.paho.loop_stop()
 
 
