@@ -216,7 +216,7 @@ def _steer(
         settings, database, groups.devices, trust, trust, transport, events, system_clock
     )
     slots = Slots(events, announcer.announce, system_clock)
-    driver = Driver(slots, events, system_clock)
+    driver = Driver(slots, events, system_clock, lambda: transport.pending)
     pace = Pace(config.controller.interval_s, config.controller.lease_s)
     controller = Controller(database, driver, announcer.refresh, pace, system_clock)
     return _Steering(

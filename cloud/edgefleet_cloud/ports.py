@@ -239,6 +239,11 @@ class Transport(Protocol):
         """Return whether messages flow now."""
         ...
 
+    @property
+    def pending(self) -> int:
+        """Return how many published messages the other side does not have yet."""
+        ...
+
     def start(self, handler: Handler) -> None:
         """Connect and stay connected; returns at once. `handler` runs in one thread, in order."""
         ...

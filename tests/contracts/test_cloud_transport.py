@@ -205,8 +205,10 @@ def test_it_comes_back_after_the_broker_restarts(world: World) -> None:
     until(lambda: not transport.connected)
     waiting = transport.publish(topics.desired("cam-1"), b"later", retain=True)
     assert not waiting.done()
+    assert transport.pending == 1
     world.back_up()
     waiting.result(timeout=30)
+    until(lambda: transport.pending == 0)
     until(lambda: world.newest(topics.desired("cam-1")) == b"later")
     until(lambda: transport.connected)
     world.device_sends(topics.reported("cam-1"), b"again")

@@ -56,6 +56,10 @@ class MemoryTransport:
     def connected(self) -> bool:
         return self._thread is not None and self._broker.up
 
+    @property
+    def pending(self) -> int:
+        return len(self._outgoing)
+
     def start(self, handler: Handler) -> None:
         self._thread = threading.Thread(target=self._run, args=(handler,), daemon=True)
         self._thread.start()

@@ -25,6 +25,8 @@ from edgefleet_shared.identifiers import new_id
 from edgefleet_shared.times import format_time
 
 HOUSEKEEPING_S = 10.0
+REST = 4.0
+"""Looking at a large rollout takes a while, and each report wakes: rest so many times as long."""
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +67,7 @@ class Controller:
         self._lock = threading.Lock()
         self._bell = threading.Event()
         self._untidy = False
-        self._stopping = False
+        self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="controller", daemon=True)
 
     def wake(self, rollout: str) -> None:
@@ -85,7 +87,7 @@ class Controller:
 
     async def stop(self) -> None:
         """End the loop after the transaction under way."""
-        self._stopping = True
+        self._over.set()
         self._bell.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -99,7 +101,7 @@ class Controller:
         if not self._is_due(rollout):
             return
         more = True
-        while more and not self._stopping:
+        while more and not self._over.is_set():
             now = self._clock()
             until = format_time(now + timedelta(seconds=self._pace.lease_s))
             with self._database.write() as session:
@@ -125,18 +127,21 @@ class Controller:
 
     def _run(self) -> None:
         looked, tidied = -self._pace.interval_s, time.monotonic()
-        while not self._stopping:
+        while not self._over.is_set():
             with self._lock:
                 woken, self._woken = self._woken, set()
+            began = time.monotonic()
             for rollout in sorted(woken):
                 self._try(partial(self.reconcile, rollout))
             now = time.monotonic()
+            rest = min(self._pace.interval_s, REST * (now - began))
             if now - looked >= self._pace.interval_s:
                 looked = now
                 self._try(self.reconcile_all)
             if self._untidy or now - tidied >= HOUSEKEEPING_S:
                 tidied, self._untidy = now, False
                 self._try(self._housekeeping)
+            self._over.wait(rest)
             self._bell.wait(max(0.0, looked + self._pace.interval_s - time.monotonic()))
             self._bell.clear()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from sqlalchemy import select
@@ -49,6 +49,8 @@ from edgefleet_shared.times import format_time, parse_time
 
 BATCH = 200
 """Devices that change in one transaction; the rest follow in the next, so that others may write."""
+ROOM = 500
+"""Documents that may wait to be sent: a paused rollout sends no more, and none waits in memory."""
 SILENT_AFTER = timedelta(seconds=180)
 """Three keep-alives without a word, and no connection: a device counts as unreachable."""
 
@@ -64,22 +66,36 @@ class Driver:
         slots: Changes what devices should run.
         events: Told of every transition, with old and new state, counts and the rule that fired.
         clock: Dates transitions and measures deadlines.
+        pending: Returns how many documents wait to be sent.
     """
 
-    def __init__(self, slots: Slots, events: EventSink, clock: Clock) -> None:
+    def __init__(
+        self,
+        slots: Slots,
+        events: EventSink,
+        clock: Clock,
+        pending: Callable[[], int] = lambda: 0,
+    ) -> None:
         self._slots = slots
+        self._pending = pending
         self._events = events
         self._clock = clock
 
     def due(self, session: Session, row: RolloutRow) -> bool:
         """Return whether there is something to do for a rollout now."""
-        return bool(decide(self.view(session, row), self._clock()))
+        return bool(self._due(session, row))
+
+    def _due(self, session: Session, row: RolloutRow) -> Sequence[Action]:
+        """Return what is to be done now; devices are told no faster than the wire takes it."""
+        actions = decide(self.view(session, row), self._clock())
+        room = self._pending() < ROOM
+        return [each for each in actions if room or not isinstance(each, Offer)]
 
     def step(self, session: Session, row: RolloutRow) -> bool:
         """Do what is due, for at most `BATCH` devices; return whether more is due at once."""
         budget = BATCH
         while budget > 0:
-            actions = decide(self.view(session, row), self._clock())
+            actions = self._due(session, row)
             if not actions:
                 return False
             waves = {wave.position: wave for wave in repository.waves(session, row.id)}

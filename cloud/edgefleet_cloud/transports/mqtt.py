@@ -103,6 +103,11 @@ class MqttTransport:
         """Return whether messages flow now."""
         return self._connected.is_set()
 
+    @property
+    def pending(self) -> int:
+        """Return how many published messages the broker does not have yet."""
+        return len(self._outgoing)
+
     def wait_connected(self, timeout_s: float) -> bool:
         """Wait until connected and subscribed; return whether that came true in time."""
         return self._connected.wait(timeout_s)
