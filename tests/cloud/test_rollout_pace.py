@@ -1,4 +1,4 @@
-"""A large rollout goes no faster than the wire takes it, and looking at it leaves time for others."""
+"""A large rollout goes as fast as the wire takes it; looking at it leaves time for others."""
 
 from __future__ import annotations
 
