@@ -14,6 +14,9 @@ from edgefleet_provisioning.commands import (
     events,
     group,
     init,
+    iothub,
+    iothub_ca,
+    iothub_dps,
     keys,
     login,
     model,
@@ -79,6 +82,9 @@ app.add_typer(model.app, name="model")
 app.add_typer(device_groups.app, name="device")  # the same, with its commands for many at once
 app.add_typer(group.app, name="group")
 app.add_typer(rollout.app, name="rollout")
+iothub.app.add_typer(iothub_dps.app, name="dps-group")
+iothub.app.add_typer(iothub_ca.app, name="ca")
+app.add_typer(iothub.app, name="iothub")
 app.add_typer(token.app, name="token")
 app.command("whoami")(token.whoami)
 app.command("login")(login.login)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from edgefleet_provisioning.api import Api, segment
+from edgefleet_provisioning.azure_iot import enrolment_groups
 from edgefleet_provisioning.key_store import OFFLINE_ROLES, ONLINE_ROLES, KeyStore
 from edgefleet_provisioning.settings import connection, find_folder
 from edgefleet_shared.errors import EdgeFleetError
@@ -50,6 +52,22 @@ def keys(context: typer.Context, incomplete: str) -> list[str]:
 def roles(incomplete: str) -> list[str]:
     """Return the roles that have keys."""
     return [role for role in (*OFFLINE_ROLES, *ONLINE_ROLES) if role.startswith(incomplete)]
+
+
+def dps_groups(context: typer.Context, incomplete: str) -> list[str]:
+    """Return the enrolment groups of the DPS whose connection string is given."""
+    given: dict[str, Any] = context.params
+    file, tls_ca = given.get("connection_file"), given.get("tls_ca")
+    if not file:
+        return []  # a token of Entra ID takes seconds
+    try:
+        with enrolment_groups.connect(
+            Path(file), given.get("dps") or "", Path(tls_ca) if tls_ca else None
+        ) as groups:
+            names = [str(one["enrollmentGroupId"]) for one in islice(groups.all(), LIMIT)]
+    except (EdgeFleetError, KeyError, TypeError, ValueError):
+        return []  # as below
+    return [name for name in names if name.startswith(incomplete)]
 
 
 def _names(context: typer.Context, path: str, field: str, incomplete: str) -> list[str]:

@@ -10,7 +10,7 @@ import typer
 
 from edgefleet_provisioning import stick
 from edgefleet_provisioning.api import segment
-from edgefleet_provisioning.commands import arguments, completion
+from edgefleet_provisioning.commands import arguments, completion, ways
 from edgefleet_provisioning.commands.session import Session, connected, reading
 from edgefleet_provisioning.durable import PRIVATE, write_file
 from edgefleet_provisioning.errors import RefusedError
@@ -58,27 +58,36 @@ def enroll(
     hardware: Hardware = DEFAULT_HARDWARE,
     valid_hours: Hours = 24,
     output: TicketFile = None,
+    iothub: ways.ByHub = None,
+    hub: ways.HubName = "",
 ) -> None:
     """Register a device, if it is not, and make the ticket that enrols it."""
     body = _body(device, label, hardware)
     check_output(output)
+    way = ways.choose(session, iothub, hub)
     try:
         session.api.post("/v1/devices", body)
     except RefusedError as error:
         if error.code not in {"device_exists", "already_exists"}:
             raise
         session.output.note(f"{device} is registered already; its labels stay as they are.")
-    _ticket(session, device, valid_hours, output)
+    _ticket(session, device, {"valid_hours": valid_hours, **way}, output)
 
 
 @app.command("ticket")
 @connected
 def ticket(
-    session: Session, device: KnownId, valid_hours: Hours = 24, output: TicketFile = None
+    session: Session,
+    device: KnownId,
+    valid_hours: Hours = 24,
+    output: TicketFile = None,
+    iothub: ways.ByHub = None,
+    hub: ways.HubName = "",
 ) -> None:
     """Make a ticket: whoever holds it first becomes this device. It works once."""
     check_output(output)
-    _ticket(session, device, valid_hours, output)
+    way = ways.choose(session, iothub, hub)
+    _ticket(session, device, {"valid_hours": valid_hours, **way}, output)
 
 
 @app.command("list")
@@ -237,9 +246,10 @@ def check_output(output: Path | None) -> None:
         )
 
 
-def _ticket(session: Session, device: str, hours: int, output: Path | None) -> None:
-    path = f"/v1/devices/{segment(device)}/tickets"
-    made = session.api.post(path, {"valid_hours": hours})
+def _ticket(session: Session, device: str, body: dict[str, int | str], output: Path | None) -> None:
+    made = session.api.post(f"/v1/devices/{segment(device)}/tickets", body)
+    if body.get("way", ways.MQTT) != ways.MQTT:
+        session.output.note(ways.NEXT)
     if output is None:
         session.output.result({"device": device, **made}, str(made["ticket"]))
         return

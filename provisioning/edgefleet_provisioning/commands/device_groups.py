@@ -9,7 +9,7 @@ import typer
 
 from edgefleet_provisioning import device_csv
 from edgefleet_provisioning.api import segment
-from edgefleet_provisioning.commands import arguments, completion, device
+from edgefleet_provisioning.commands import arguments, completion, device, ways
 from edgefleet_provisioning.commands.device import (
     DEFAULT_HARDWARE,
     Hardware,
@@ -63,15 +63,19 @@ def group_ticket(
     hardware: Hardware = DEFAULT_HARDWARE,
     valid_hours: Hours = 24,
     output: TicketFile = None,
+    iothub: ways.ByHub = None,
+    hub: ways.HubName = "",
 ) -> None:
     """Make one ticket for up to LIMIT devices; each is bound to its own key on first use."""
     check_name(prefix, "group of devices")
     check_output(output)
     body = {
         "prefix": prefix, "limit": limit, "labels": arguments.labels(label or []),
-        "hardware": hardware, "valid_hours": valid_hours,
+        "hardware": hardware, "valid_hours": valid_hours, **ways.choose(session, iothub, hub),
     }  # fmt: skip
     made = session.api.post("/v1/group-tickets", body)
+    if body.get("way", ways.MQTT) != ways.MQTT:
+        session.output.note(ways.NEXT)
     if output is None:
         session.output.result(made, str(made["ticket"]))
         return
