@@ -13,15 +13,20 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta
 
+from edgefleet_cloud import hub_config
+from edgefleet_cloud.hub_config import IotHub
 from edgefleet_shared.errors import InvalidInputError
 from edgefleet_shared.identifiers import check_name
 
 
 class Broker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which MQTT broker to use; without a url an embedded one is started on loopback."""
+    """Which MQTT broker to use; without a url an embedded one is started on loopback.
+
+    Kind `none` is for a fleet that is on Azure IoT Hubs alone.
+    """
 
     url: str = ""  # mqtt://host:1883 or mqtts://host:8883; '' = embedded
-    kind: Literal["auto", "mosquitto", "amqtt"] = "auto"  # auto: mosquitto if it is on PATH
+    kind: Literal["auto", "mosquitto", "amqtt", "none"] = "auto"  # auto: mosquitto if found
     listen: str = ""  # of the embedded broker, for example 0.0.0.0:8883; '' = loopback and `port`
     port: int = 0  # of the embedded broker on loopback; 0 = any free port, the same ever after
     tls: bool = True  # of the embedded broker; False = plain, on loopback only, believes everybody
@@ -112,6 +117,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     intake: Intake = Intake()
     limits: Limits = Limits()
     oidc: Oidc = Oidc()
+    iothub: tuple[IotHub, ...] = ()
 
     @property
     def data(self) -> Path:
@@ -169,7 +175,8 @@ def load(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
     Args:
         path: A TOML file, usually `online/cloud.toml` of a fleet folder.
         environ: `EDGEFLEET_CLOUD_<KEY>` wins over the file for every top-level key and, as
-            `EDGEFLEET_CLOUD_BROKER_<KEY>`, for the broker's.
+            `EDGEFLEET_CLOUD_BROKER_<KEY>`, for the broker's; as
+            `EDGEFLEET_CLOUD_IOTHUB_<NAME>_<KEY>` for those of a hub that the file names.
 
     Raises:
         InvalidInputError: The file is missing, is not TOML, or holds an unknown or ill-typed key.
@@ -193,6 +200,7 @@ def load(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
     _check_urls(config)
     _check_oidc(config.oidc)
     _check_broker(config.broker)
+    _check_hubs(config)
     folder = path.resolve().parent
     places = {key: str(folder / getattr(config, key)) for key in _PATHS}
     broker = {
@@ -204,8 +212,25 @@ def load(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
     if oidc.ca:
         oidc = msgspec.structs.replace(oidc, ca=str(folder / oidc.ca))
     return msgspec.structs.replace(
-        config, **places, broker=msgspec.structs.replace(config.broker, **broker), oidc=oidc
+        config,
+        **places,
+        broker=msgspec.structs.replace(config.broker, **broker),
+        oidc=oidc,
+        iothub=hub_config.absolute(config.iothub, folder),
     )
+
+
+def _check_hubs(config: Config) -> None:
+    try:
+        hub_config.check(config.iothub)
+    except ValueError as error:
+        raise _bad(str(error)) from error
+    if config.broker.kind != "none":
+        return
+    if config.broker.url or config.broker.listen:
+        raise _bad('broker.kind = "none" has no url and no listen')
+    if not any(hub.default for hub in config.iothub):
+        raise _bad('with broker.kind = "none" one [[iothub]] needs default = true')
 
 
 def _check_oidc(oidc: Oidc) -> None:
@@ -264,6 +289,7 @@ def _override(fields: dict[str, Any], environ: Mapping[str, str]) -> None:
     for key in Broker.__struct_fields__:
         if value := environ.get(f"EDGEFLEET_CLOUD_BROKER_{key.upper()}"):
             fields.setdefault("broker", {})[key] = value
+    hub_config.override(fields.get("iothub"), environ)
 
 
 def _bad(why: str) -> InvalidInputError:

@@ -12,6 +12,7 @@ import pytest
 
 from edgefleet_agent.config import Config as AgentConfig
 from edgefleet_cloud.config import Config as CloudConfig
+from edgefleet_cloud.hub_config import IotHub
 from edgefleet_shared import processing, topics
 from edgefleet_shared.messages import Policy
 from edgefleet_shared.package import Batching
@@ -48,6 +49,7 @@ def rows(title: str) -> dict[str, str]:
     [
         ("agent.toml", AgentConfig),
         ("cloud.toml", CloudConfig),
+        ("iothub", IotHub),
         ("Policy", Policy),
         ("Batching", Batching),
     ],

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from edgefleet_cloud.authority.issuing import DeviceCa
 from edgefleet_cloud.broker.credentials import Credentials, normal_name
-from edgefleet_cloud.broker.embedded import LOOPBACK, EmbeddedBroker, Kind, Tls
+from edgefleet_cloud.broker.embedded import LOOPBACK, EmbeddedBroker, Tls
 from edgefleet_cloud.broker.probe import Address
 from edgefleet_cloud.broker.revocations import LIST, Places, RevocationLists
 from edgefleet_cloud.config import Config
@@ -173,7 +173,8 @@ class BrokerService:
         return {"broker": self.public_url, "broker_kind": self.kind}
 
     def _embed(self, folder: Path, tls: Tls | None) -> EmbeddedBroker:
-        kind: Kind = self._broker.kind
+        kind = self._broker.kind
+        assert kind != "none", "then there is no service"
         host, port = self._broker.address() or (LOOPBACK, self._broker.port)
         return EmbeddedBroker(kind, folder, port, host, tls)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, func, select
+from sqlalchemy import ColumnElement, Select, case, func, select
 from sqlmodel import Session, col
 
 from edgefleet_cloud.auth.caller import Scope
 from edgefleet_cloud.devices.tables import DECOMMISSIONED, DeviceRow
 from edgefleet_cloud.filters import Kind, Node, Schema, condition
+from edgefleet_cloud.hub_config import MQTT
 
 SCHEMA = Schema(
     {
@@ -20,10 +21,13 @@ SCHEMA = Schema(
         "online": Kind.FLAG,
         "last_seen": Kind.TIME,
         "created": Kind.TIME,
+        "way": Kind.TEXT,
     },
     frozenset({"labels"}),
 )
-_COLUMNS = {name: getattr(DeviceRow, name) for name in (*SCHEMA.fields, *SCHEMA.maps)}
+_COLUMNS = {name: getattr(DeviceRow, name) for name in (*SCHEMA.fields, *SCHEMA.maps)} | {
+    "way": case((col(DeviceRow.way) == "", MQTT), else_=col(DeviceRow.way))
+}
 
 IDS_AT_A_TIME = 500  # a database takes only so many values in one statement
 

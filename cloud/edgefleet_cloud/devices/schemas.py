@@ -9,6 +9,7 @@ import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
 from edgefleet_cloud.devices.tables import DeviceRow
+from edgefleet_cloud.hub_config import MQTT
 from edgefleet_shared.messages import SlotAssignment
 
 _DEVICE: dict[str, Any] = {
@@ -17,6 +18,7 @@ _DEVICE: dict[str, Any] = {
     "hardware": "generic-x86_64",
     "state": "enrolled",
     "key": "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+    "way": "mqtt",
     "online": True,
     "last_seen": "2026-01-31T12:00:00.000Z",
     "agent": {"version": "0.1.0"},
@@ -91,7 +93,10 @@ class DeviceLock(BaseModel):
 
 
 class Device(BaseModel):
-    """A device and what it last said about its slots and its owner's lock."""
+    """A device and what it last said about its slots and its owner's lock.
+
+    `way` is where it is reached: `mqtt`, or the name of an Azure IoT Hub.
+    """
 
     model_config = ConfigDict(json_schema_extra={"examples": [_DEVICE]})
 
@@ -100,6 +105,7 @@ class Device(BaseModel):
     hardware: str
     state: str
     key: str
+    way: str
     online: bool
     last_seen: str | None
     agent: dict[str, Any]
@@ -112,6 +118,7 @@ class Device(BaseModel):
     def of(cls, row: DeviceRow) -> Device:
         """Return the API's shape of a row."""
         fields = row.model_dump(include=set(cls.model_fields))
+        fields["way"] = row.way or MQTT
         said = row.reported or {}
         return cls(**fields, slots=said.get("slots", {}), locked=said.get("locked"))
 

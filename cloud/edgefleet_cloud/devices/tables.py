@@ -24,6 +24,7 @@ class DeviceRow(SQLModel, table=True):
         previous_until: Until when it counts; None: until its successor has been heard.
         renewal_asked: Since when the device is asked to renew, or None.
         enrollment: How many times it enrolled. A new enrolment starts its sequences anew.
+        way: Where it is reached: the name of an Azure IoT Hub; '' = the MQTT broker.
         counter: Newest assignment counter that was given out for it; never shrinks.
         boot: Which start of the agent spoke last.
         reported: The newest `messages.Reported` as JSON, or None.
@@ -44,6 +45,7 @@ class DeviceRow(SQLModel, table=True):
     previous_until: str | None = None
     renewal_asked: str | None = None
     enrollment: int = 0
+    way: str = ""
     counter: int = 0
     online: bool = False
     boot: str = ""

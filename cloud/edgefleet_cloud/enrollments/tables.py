@@ -7,7 +7,10 @@ from sqlmodel import Field, SQLModel
 
 
 class TicketRow(SQLModel, table=True):
-    """One ticket, known by the hash of its secret alone; `used` is when it was burnt, or None."""
+    """One ticket, known by the hash of its secret alone; `used` is when it was burnt, or None.
+
+    `way` is where its device shall be reached: a hub's name, or `mqtt`; '' = as is the default.
+    """
 
     __tablename__ = "tickets"
 
@@ -16,13 +19,14 @@ class TicketRow(SQLModel, table=True):
     created: str
     not_after: str
     used: str | None = None
+    way: str = ""
 
 
 class GroupTicketRow(SQLModel, table=True):
     """One ticket for up to `limit` devices of a kind; `used` of them have enrolled with it.
 
     Their ids begin with `prefix` and `-`; `ended` is when somebody ended it, or None. None of them
-    is outside of `scope`, that of who made it; '' is everything.
+    is outside of `scope`, that of who made it; '' is everything. `way` is as a ticket's.
     """
 
     __tablename__ = "group_tickets"
@@ -38,6 +42,7 @@ class GroupTicketRow(SQLModel, table=True):
     created: str
     not_after: str
     ended: str | None = None
+    way: str = ""
 
 
 class GroupUseRow(SQLModel, table=True):
