@@ -131,7 +131,7 @@ class Throttles:
                 429, "ThrottlingException", f"Too many {operation} operations.", max(1.0, wait)
             )
         if operation == "d2c":
-            self._count_message()
+            self.count_message()
 
     def ask(self, operation: str, cost: float = 1.0) -> float:
         """Count an operation; return 0 if it may pass, else the seconds until it might."""
@@ -145,7 +145,12 @@ class Throttles:
         with self._lock:
             return {name: dict(found) for name, found in self._counts.items()}
 
-    def _count_message(self) -> None:
+    def count_message(self) -> None:
+        """Count a message of the day.
+
+        Raises:
+            HubError: 403, the quota is used up.
+        """
         with self._lock:
             day = int(self._clock.now() // 86400)
             if day != self._day:

@@ -52,13 +52,15 @@ class Hub:
         tier: F1, S1, S2 or S3.
         units: How many of it.
         partitions: Of its event log.
+        name: Its short name, if it is not in the host name.
     """
 
     def __init__(
-        self, host: str, clock: Clock, tier: str = "S1", units: int = 1, partitions: int = 4
-    ) -> None:
+        self, host: str, clock: Clock, tier: str = "S1", units: int = 1, partitions: int = 4,
+        name: str = "",
+    ) -> None:  # fmt: skip
         self.host = host
-        self.name = host.split(".", maxsplit=1)[0]
+        self.name = name or host.split(".", maxsplit=1)[0]
         self.clock = clock
         self.lock = threading.RLock()
         self.policies = {policy: make_key() for policy in POLICIES}
@@ -274,9 +276,11 @@ class Azure:
         self.clock = clock or Clock()
         self.hubs: dict[str, Hub] = {}
 
-    def add(self, host: str, tier: str = "S1", units: int = 1, partitions: int = 4) -> Hub:
+    def add(
+        self, host: str, tier: str = "S1", units: int = 1, partitions: int = 4, name: str = ""
+    ) -> Hub:
         """Make a hub."""
-        hub = Hub(host.lower(), self.clock, tier, units, partitions)
+        hub = Hub(host.lower(), self.clock, tier, units, partitions, name)
         self.hubs[hub.host] = hub
         return hub
 
