@@ -36,6 +36,7 @@ from edgefleet_shared.package import Manifest, encode_manifest, publisher_role
 from tests.adversarial.thief import Thief
 from tests.agent.blob_server import BlobServer
 from tests.agent.world import QUICK, a_variant, until
+from tests.brokers import CALLBACKS
 from tests.fleet_folder import CREATED, FleetFolder
 from tests.models import linear
 
@@ -92,7 +93,7 @@ class Field:
         return Identity(folder)
 
     def _listen(self) -> Any:
-        client = paho.Client(paho.CallbackAPIVersion.VERSION2, client_id="mallory")
+        client = paho.Client(*CALLBACKS, client_id="mallory")
         client.on_message = self._hear
         until(lambda: _reached(client, self._port), "the broker")
         client.loop_start()

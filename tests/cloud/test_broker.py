@@ -19,7 +19,7 @@ from edgefleet_cloud.broker.probe import Address, Answer, connect
 from edgefleet_cloud.transports.mqtt import MqttSettings, MqttTransport
 from edgefleet_shared import topics
 from edgefleet_shared.errors import InvalidInputError, UnavailableError
-from tests.brokers import KINDS, until
+from tests.brokers import CALLBACKS, KINDS, until
 
 IMAGES = Path(__file__).parents[2] / "images" / "mosquitto"
 EACH = pytest.mark.parametrize("kind", KINDS)
@@ -133,7 +133,7 @@ def test_retained_documents_outlive_a_clean_restart(tmp_path: Path) -> None:
     again = EmbeddedBroker("mosquitto", tmp_path)
     again.start()
     got: list[bytes] = []
-    client = paho.Client(paho.CallbackAPIVersion.VERSION2)
+    client = paho.Client(*CALLBACKS)
     client.on_message = lambda _c, _d, message: got.append(message.payload)
     client.connect("127.0.0.1", int(again.url.rpartition(":")[2]))
     client.loop_start()

@@ -12,10 +12,11 @@ import paho.mqtt.client as paho
 import pytest
 from tuf.api.metadata import Metadata, Targets
 
+from edgefleet_agent.tls import Tls
 from edgefleet_shared import bundle, strict_json, topics
 from edgefleet_shared.messages import Assignment, Desired, Get
 from edgefleet_shared.trust import DeviceIdentity, open_assignment
-from tests.brokers import any_certificate
+from tests.brokers import CALLBACKS, any_certificate
 from tests.cloud.running import RunningCloud
 from tests.fakes.speaking_device import SpeakingDevice, slot_report
 from tests.fleet_folder import FleetFolder, small_package
@@ -35,10 +36,10 @@ class WireDevice(SpeakingDevice):
 
     def connect(self, url: str, keys_dir: Path, pair: Path) -> None:
         self.documents: list[Desired] = []
-        self._client = paho.Client(paho.CallbackAPIVersion.VERSION2, client_id=self.name)
+        self._client = paho.Client(*CALLBACKS, client_id=self.name)
         self._client.on_message = self._on_message
         any_certificate(keys_dir, self.name, pair)
-        self._client.tls_set(str(keys_dir / "device-ca.crt"), str(pair), str(pair))
+        self._client.tls_set_context(Tls(keys_dir / "device-ca.crt", pair, pair).context())
         self._client.connect("127.0.0.1", int(url.rpartition(":")[2]))
         self._client.loop_start()
         self._client.subscribe(topics.down(self.name), qos=1)

@@ -15,13 +15,14 @@ from urllib.parse import urlsplit
 import numpy as np
 import paho.mqtt.client as mqtt
 
+from edgefleet_agent.tls import Tls
 from edgefleet_provisioning.demo.digits import Digits
 from edgefleet_provisioning.demo.fleet import AGENT, Fleet
 from edgefleet_provisioning.demo.load import Client, UnixConnection
 from edgefleet_provisioning.demo.processes import PIDS, run_json
 from edgefleet_shared import topics
 from edgefleet_shared.identifiers import MANAGER
-from tests.brokers import any_certificate
+from tests.brokers import CALLBACKS, any_certificate
 
 ENDED = {"completed", "stopped", "rolled_back", "paused"}
 
@@ -157,10 +158,10 @@ class Broker:
 
     def __init__(self, url: str, ca: Path, pair: Path) -> None:
         self.messages: dict[str, bytes] = {}
-        self._client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id="mallory")
+        self._client = mqtt.Client(*CALLBACKS, client_id="mallory")
         self._client.on_message = lambda _c, _u, m: self.messages.update({m.topic: m.payload})
         address = urlsplit(url)
-        self._client.tls_set(str(ca), str(pair), str(pair))
+        self._client.tls_set_context(Tls(ca, pair, pair).context())
         self._client.connect(address.hostname or "127.0.0.1", address.port or 8883)
         self._client.loop_start()
 
