@@ -73,7 +73,7 @@ def test_a_thumbprint_lets_in(
 
 
 def test_an_uploaded_ca_lets_in(double: AzureDouble, clients: list[Any], tmp_path: Path) -> None:
-    """A certificate of an uploaded CA lets in, straight or below an intermediate, renewed or not."""
+    """A certificate of an uploaded CA lets in, straight or below another CA, renewed or not."""
     hub = double.hub()
     root = pki.make("root", ca=True)
     middle = pki.make("middle", root, ca=True)
