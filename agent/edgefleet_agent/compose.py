@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TextIO
 
-from edgefleet_agent import __version__, durable, machine
+from edgefleet_agent import __version__, asking, durable, machine
 from edgefleet_agent.accelerators.cpu import Cpu, cores
 from edgefleet_agent.accelerators.fpga import vitis
 from edgefleet_agent.accelerators.fpga.region import Region
@@ -44,6 +44,7 @@ from edgefleet_agent.together import Together
 from edgefleet_agent.toolbox import Toolbox
 from edgefleet_agent.transports.mqtt import MqttTransport
 from edgefleet_agent.trust.acceptance import Acceptance
+from edgefleet_agent.ways import Way, way_of
 from edgefleet_shared.errors import EdgeFleetError, InvalidInputError, UnavailableError
 from edgefleet_shared.identifiers import new_id
 from edgefleet_shared.steps import Step
@@ -135,8 +136,9 @@ def build(
     def stamp() -> str:
         return format_time(acceptance.now())
 
+    way, offloads = way_of(config, identity.enrollment.transport), offloads_of(config)
     outbox = Outbox(state / "outbox.db", config.telemetry.outbox_max_bytes)
-    emitter, offloads = _emitter(outbox, stamp), offloads_of(config)
+    emitter = _emitter(outbox, stamp)
     here = machine.describe(config.hardware_id, probe_all(config, offloads))
     store = Store(state / "store", config.store.max_bytes)
     journal = Journal(state / "journal.json")
@@ -165,14 +167,21 @@ def build(
         fpga=fpga(config),
         available_kb=available_kb,
     )
-    ways = transport or _transport(config, identity, boot)
-    status = StatusFile(run, boot, identity.fleet, identity.device)
     parts = Parts(
-        config, identity, acceptance, tools, emitter, ways, boot, status, Notifier(environ)
-    )
+        config, identity, acceptance, tools, emitter,
+        transport or _transport(config, way, identity, boot, acceptance), boot,
+        StatusFile(run, boot, identity.fleet, identity.device, way[:2]), Notifier(environ),
+        way.mendable,
+    )  # fmt: skip
+    return (daemon := Daemon(parts, _link(config, gateway_command, environ)))
+
+
+def _link(
+    config: Config, gateway_command: list[str] | None, environ: Mapping[str, str]
+) -> Callable[[Daemon], GatewayLink]:
     command = gateway_command or command_of_gateway(config)
     around = environ_of_gateway(config, environ)
-    return (daemon := Daemon(parts, lambda events: GatewayLink(run, command, around, events)))
+    return lambda events: GatewayLink(config.run, command, around, events)
 
 
 def _prepared(config: Config, made_by: str) -> Prepared:
@@ -214,20 +223,54 @@ def _fetcher(
     return Fetcher(store, config.store, authorization, refused)
 
 
-def _transport(config: Config, identity: Identity, boot: str) -> Transport:
-    kind = config.transport.kind
-    if kind != "mqtt":
-        raise InvalidInputError(
-            f"There is no transport {kind!r}.", code="configuration", hint="Use kind = 'mqtt'."
-        )
+def _transport(
+    config: Config, way: Way, identity: Identity, boot: str, acceptance: Acceptance
+) -> Transport:
+    if way.kind == "iothub":
+        return _iothub(config, way.url, identity, boot, acceptance)
     ca = Path(config.transport.ca) if config.transport.ca else identity.ca_file
     return MqttTransport(
-        config.transport.url or identity.enrollment.transport.url,
+        way.url,
         identity.device,
         boot,
         __version__,
         Tls(ca, identity.certificate_file, identity.key_file),
         config.transport.keepalive_s,
+        config.transport.backoff_max_s,
+    )
+
+
+def _iothub(
+    config: Config, url: str, identity: Identity, boot: str, acceptance: Acceptance
+) -> Transport:
+    try:
+        # Here, as no other device needs the extra, nor the memory of the SDK.
+        from edgefleet_agent.transports.iothub.clients import Credentials
+        from edgefleet_agent.transports.iothub.speech import Who
+        from edgefleet_agent.transports.iothub.transport import IotHubTransport
+    except ImportError as error:
+        raise InvalidInputError(
+            f"The transport is Azure IoT Hub, and its SDK cannot be used: {error}.",
+            code="configuration",
+            hint="Install the agent's extra edgefleet-agent[iothub].",
+        ) from error
+    options, ca = config.iothub, config.transport.ca
+    certificate = Path(options.certificate_file or identity.certificate_file)
+    key = Path(options.key_file or identity.key_file)
+    known = Credentials(
+        identity.device,
+        options,
+        Tls(identity.ca_file, certificate, key),
+        Path(ca) if ca else None,
+        config.transport.keepalive_s,
+        f"edgefleet-agent/{__version__}",
+    )
+    return IotHubTransport(
+        url,
+        Who(identity.device, boot, __version__),
+        known,
+        config.state,
+        lambda: asking.fetch(identity, acceptance.now()),
         config.transport.backoff_max_s,
     )
 

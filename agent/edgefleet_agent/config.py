@@ -47,12 +47,34 @@ class Inference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Transport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How to reach the fleet manager; an empty url means the one given at enrolment."""
 
-    kind: str = "mqtt"
-    url: str = ""  # mqtt://host:1883 or mqtts://host:8883
-    ca: str = ""  # PEM file of who may sign the broker's certificate; '' = the fleet's device CA
+    kind: Literal["", "mqtt", "iothub"] = ""  # '' = what url is, or else as enrolled
+    url: str = (
+        ""  # mqtt[s]://host:port, iothub://host or dps://scope; counts for its own kind alone
+    )
+    # PEM file of who may sign the server's certificate; '' = the fleet's device CA on MQTT, the
+    # system's authorities on IoT Hub
+    ca: str = ""
     keepalive_s: Annotated[int, Meta(ge=1, le=65535)] = 60
     backoff_max_s: Seconds = 300.0
     ask_s: Annotated[float, Meta(ge=0)] = 300.0  # without an answer, ask over HTTP; 0 = never
+
+
+class IotHub(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What Azure IoT Hub needs beside `transport`."""
+
+    auth: Literal["x509", "sas", "edge"] = "x509"  # edge = as a module of the IoT Edge runtime
+    certificate_file: str = ""  # PEM, for x509; '' = the fleet's own certificate and key
+    key_file: str = (
+        ""  # of that certificate; for sas: base64 key, or the device's connection string
+    )
+    key_is: Literal["device", "group"] = "device"  # group: the device's is derived from it
+    registration_id: str = ""  # at the Device Provisioning Service; '' = the device's id
+    module: str = ""  # id of a module identity; '' = the device itself
+    gateway: str = ""  # host name of an IoT Edge or protocol gateway to connect to instead
+    websockets: bool = False  # port 443 instead of 8883
+    proxy: str = ""  # http://host:port or socks5://[user:password@]host:port
+    token_ttl_s: Annotated[int, Meta(ge=121, le=31_536_000)] = 3600  # renewed 120 s before its end
+    report_min_s: Annotated[float, Meta(ge=0)] = 1.0  # between two updates of the twin
 
 
 class Telemetry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -153,6 +175,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     empty_assignment: WhenEmpty = "stop"  # what one that names no slot means: stop all, or keep
     inference: Inference = Inference()
     transport: Transport = Transport()
+    iothub: IotHub = IotHub()
     telemetry: Telemetry = Telemetry()
     store: Store = Store()
     identity: Identity = Identity()

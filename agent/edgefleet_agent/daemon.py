@@ -43,7 +43,10 @@ IDLE_S = 30.0
 
 
 class Parts(NamedTuple):
-    """What `compose.py` builds and the daemon runs."""
+    """What `compose.py` builds and the daemon runs.
+
+    `mendable`: where the transport does not take who we are, a renewed certificate may help.
+    """
 
     config: Config
     identity: Identity
@@ -54,6 +57,7 @@ class Parts(NamedTuple):
     boot: str
     status: StatusFile
     notifier: Notifier
+    mendable: bool = True
 
 
 class Daemon:
@@ -283,7 +287,8 @@ class Daemon:
         if not self._distrusted:
             self._parts.emitter.tell(Step.REPORT, "certificate_refused", reason, level="error")
         self._distrusted = True
-        self._renewer.distrusted()
+        if self._parts.mendable:
+            self._renewer.distrusted()
 
     def _renewal_ended(self, renewed: bool) -> None:
         missed, self._missed = self._missed, None

@@ -35,6 +35,8 @@ class Status(msgspec.Struct, frozen=True):
     gateway: str
     slots: dict[str, SlotReport]
     outbox: dict[str, int]
+    transport: str = ""
+    transport_url: str = ""
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -53,12 +55,14 @@ class StatusFile:
         boot: This start of the agent.
         fleet: The fleet's name.
         device: The device's id.
+        way: The kind of transport and its address.
     """
 
-    def __init__(self, run: Path, boot: str, fleet: str, device: str) -> None:
+    def __init__(self, run: Path, boot: str, fleet: str, device: str, way: tuple[str, str]) -> None:
         self._path = run / "status.json"
         self._pid_file = run / "agentd.pid"
         self._boot, self._fleet, self._device = boot, fleet, device
+        self._transport, self._url = way
         durable.sweep(run)
         durable.atomic_write(self._pid_file, f"{os.getpid()}\n".encode(), 0o644)
 
@@ -76,7 +80,7 @@ class StatusFile:
         """Replace the file."""
         status = Status(
             os.getpid(), self._boot, self._device, self._fleet, connected, counter, refused,
-            floor_lost, gateway, dict(slots), outbox,
+            floor_lost, gateway, dict(slots), outbox, self._transport, self._url,
         )  # fmt: skip
         durable.atomic_write(self._path, strict_json.encode(status), 0o644)
 

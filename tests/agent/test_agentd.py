@@ -138,10 +138,12 @@ def test_status_shows_what_runs(world, agent, capsys):
     text = capsys.readouterr().out
     assert "digits: serves 1.0.0" in text
     assert "connected, assignment 1, gateway up" in text
+    assert "fleet manager by mqtt: mqtt://127.0.0.1:1" in text
     assert main(["status", "--json", "--config", str(toml)]) == 0
     status = json.loads(capsys.readouterr().out)
     assert status["slots"]["digits"]["active"] == slot.manifest
     assert [w["role"] for w in status["workers"]] == ["active"]
+    assert (status["transport"], status["transport_url"]) == ("mqtt", "mqtt://127.0.0.1:1")
     agent.stop()
     assert main(["status", "--config", str(toml)]) == 1
     assert "No agent runs" in capsys.readouterr().err

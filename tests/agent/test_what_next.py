@@ -75,7 +75,7 @@ def test_a_dead_agentd_is_not_connected(ask, tmp_path, monkeypatch, capsys):
     (tmp_path / "run").mkdir()
     with monkeypatch.context() as patch:
         patch.setattr(os, "getpid", lambda: ended.pid)
-        StatusFile(tmp_path / "run", "boot", "fleet", "cam-1").write(
+        StatusFile(tmp_path / "run", "boot", "fleet", "cam-1", ("mqtt", "mqtts://b")).write(
             connected=True, counter=3, refused="", floor_lost=False, gateway="up", slots={},
             outbox={},
         )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Azure IoT Hub as a transport. Needs the extra `iothub`; only `compose.py` imports it."""
