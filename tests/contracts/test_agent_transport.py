@@ -10,12 +10,13 @@ import pytest
 from edgefleet_agent.transports.mqtt import MqttTransport
 from edgefleet_cloud.broker.embedded import EmbeddedBroker
 from edgefleet_cloud.broker.probe import free_port
-from edgefleet_shared import strict_json, topics
+from edgefleet_shared import strict_json, topics, twin
 from edgefleet_shared.errors import InvalidInputError
 from edgefleet_shared.messages import Get, Presence
 from tests.agent.world import until
 from tests.brokers import KINDS, Client, SecureBroker, make_authority
 from tests.fakes.memory_transport import MemoryTransport
+from tests.iothub_agent import HubWorld
 
 DEVICE = "cam-1"
 
@@ -137,10 +138,43 @@ class BrokerWorld:
         self.secure.close()
 
 
-@pytest.fixture(params=["memory", *KINDS])
-def world(request, tmp_path) -> Iterator[FakeWorld | BrokerWorld]:
+class IotHubWorld:
+    """A hub on this machine, the unmodified SDK, and the hub's own view of the device."""
+
+    def __init__(self, folder) -> None:
+        self.hub = HubWorld(folder)
+        self.transport = self.hub.agent()
+
+    def retain(self, payload: bytes) -> None:
+        self.hub.assign(payload)
+
+    def newest(self, topic: str) -> bytes | None:
+        kind = topics.parse(topic)
+        assert kind is not None
+        found = [b for p, b in self.hub.messages() if twin.topic_of(DEVICE, p) == topic]
+        return self.hub.reported() if kind.kind == "reported" else (found or [None])[-1]
+
+    def down(self) -> None:
+        self.hub.double.off_net()
+
+    def up(self) -> None:
+        self.hub.double.on_net()
+
+    def close(self) -> None:
+        self.hub.close()
+
+
+def build(kind: str, folder) -> FakeWorld | BrokerWorld | IotHubWorld:
+    """Return a world by its name."""
+    if kind == "memory":
+        return FakeWorld()
+    return IotHubWorld(folder) if kind == "iothub" else BrokerWorld(kind, folder)
+
+
+@pytest.fixture(params=["memory", "iothub", *KINDS])
+def world(request, tmp_path) -> Iterator[FakeWorld | BrokerWorld | IotHubWorld]:
     """Each transport with what it connects to."""
-    made = FakeWorld() if request.param == "memory" else BrokerWorld(request.param, tmp_path)
+    made = build(request.param, tmp_path)
     yield made
     made.transport.stop()
     made.close()
