@@ -11,6 +11,7 @@ from edgefleet_provisioning.iothub_double.addresses import loopback
 from edgefleet_provisioning.iothub_double.authority import Authority, DeviceTls
 from edgefleet_provisioning.iothub_double.device_peer import DevicePeer
 from edgefleet_provisioning.iothub_double.faults import Faults
+from edgefleet_provisioning.iothub_double.provisioning import Provisioning
 from edgefleet_provisioning.iothub_double.server import HTTPS_PORT, MQTT_PORT, DeviceServer
 from edgefleet_provisioning.iothub_double.state import Azure, Hub
 
@@ -45,9 +46,11 @@ class AzureDouble:
             host = name if "." in name else address
             hub = self.azure.add(host, tier, units, name=name.split(".", maxsplit=1)[0])
             self._addresses[hub.host] = address
-        names = {*self._addresses, *self._addresses.values()}
+        self.provisioning = Provisioning(self.azure, loopback(ports))
+        names = {*self._addresses, *self._addresses.values(), self.provisioning.host}
         self.authority = Authority(folder, names)
         self.server = DeviceServer(self.azure, DeviceTls(self.authority), self.faults)
+        self.server.provisioning = self.provisioning
 
     def __enter__(self) -> Self:
         self.start()
@@ -62,7 +65,7 @@ class AzureDouble:
     def start(self) -> None:
         """Begin to serve."""
         self.server.start()
-        for address in self._addresses.values():
+        for address in (*self._addresses.values(), self.provisioning.host):
             self.server.listen(address, websockets=self.websockets)
 
     def stop(self) -> None:

@@ -16,7 +16,9 @@ from edgefleet_provisioning.iothub_double.authority import DeviceTls
 from edgefleet_provisioning.iothub_double.codec import Connect
 from edgefleet_provisioning.iothub_double.device_peer import DevicePeer
 from edgefleet_provisioning.iothub_double.dialect import Connection, Link, Peer
+from edgefleet_provisioning.iothub_double.dps_peer import DpsPeer
 from edgefleet_provisioning.iothub_double.faults import Faults
+from edgefleet_provisioning.iothub_double.provisioning import Provisioning
 from edgefleet_provisioning.iothub_double.state import Azure
 
 MQTT_PORT, HTTPS_PORT = 8883, 443
@@ -35,6 +37,8 @@ class DeviceServer:
     """
 
     def __init__(self, azure: Azure, tls: DeviceTls, faults: Faults) -> None:
+        self.provisioning: Provisioning | None = None
+        """Who answers `{scope}/registrations/..`."""
         self.forward: tuple[str, int] | None = None
         """Where a request on 443 that is no WebSocket goes: a plain HTTP server."""
         self.refusals: deque[tuple[str, str]] = deque(maxlen=1000)
@@ -172,6 +176,8 @@ class DeviceServer:
         host = hello.username.split("/", 1)[0].lower()
         if host in self.refusing:
             raise RefusedError(UNAVAILABLE, f"{host} refuses for now.")
+        if self.provisioning is not None and "/registrations/" in hello.username:
+            return DpsPeer(self.provisioning, hello, chain)
         return DevicePeer(admit(self._azure, hello, chain), hello, link)
 
     def _refuse(self, device: str, why: str) -> None:
