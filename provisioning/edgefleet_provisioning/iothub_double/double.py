@@ -13,6 +13,7 @@ from edgefleet_provisioning.iothub_double.device_peer import DevicePeer
 from edgefleet_provisioning.iothub_double.faults import Faults
 from edgefleet_provisioning.iothub_double.provisioning import Provisioning
 from edgefleet_provisioning.iothub_double.server import HTTPS_PORT, MQTT_PORT, DeviceServer
+from edgefleet_provisioning.iothub_double.service_side import ServiceSide
 from edgefleet_provisioning.iothub_double.state import Azure, Hub
 
 
@@ -51,6 +52,8 @@ class AzureDouble:
         self.authority = Authority(folder, names)
         self.server = DeviceServer(self.azure, DeviceTls(self.authority), self.faults)
         self.server.provisioning = self.provisioning
+        first = next(iter(self._addresses.values()))
+        self.service = ServiceSide(self.azure, self.authority.server_file, first)
 
     def __enter__(self) -> Self:
         self.start()
@@ -64,6 +67,8 @@ class AzureDouble:
 
     def start(self) -> None:
         """Begin to serve."""
+        self.service.start()
+        self.server.forward = self.service.rest.plain
         self.server.start()
         for address in (*self._addresses.values(), self.provisioning.host):
             self.server.listen(address, websockets=self.websockets)
@@ -71,6 +76,7 @@ class AzureDouble:
     def stop(self) -> None:
         """End all connections and threads."""
         self.server.stop()
+        self.service.stop()
 
     @property
     def ca_pem(self) -> str:
