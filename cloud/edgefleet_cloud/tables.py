@@ -14,6 +14,7 @@ from edgefleet_cloud.enrollments import tables as enrollments
 from edgefleet_cloud.events import tables as events
 from edgefleet_cloud.groups import tables as groups
 from edgefleet_cloud.idempotency import tables as idempotency
+from edgefleet_cloud.iothub import event_tables as iothub_events
 from edgefleet_cloud.iothub import tables as iothub
 from edgefleet_cloud.models import tables as models
 from edgefleet_cloud.reports import tables as reports
@@ -23,5 +24,5 @@ METADATA = SQLModel.metadata
 
 __all__ = [
     "METADATA", "audit", "auth", "authority", "blobs", "broker", "devices", "enrollments", "events",
-    "groups", "idempotency", "iothub", "models", "reports", "rollouts",
+    "groups", "idempotency", "iothub", "iothub_events", "models", "reports", "rollouts",
 ]  # fmt: skip

@@ -162,10 +162,10 @@ def _read(properties: Mapping[str, Any], name: str) -> Document | None:
         return Document(sha256, size, None)
     parts = [found.get(str(i)) for i in range(min(n, MAX_PARTS))]
     texts = [part for part in parts if isinstance(part, str)]
-    payload = "".join(texts).encode()
-    if len(texts) != n or digest(payload) != sha256:
+    text = "".join(texts)
+    if len(texts) != n or not text.isascii() or digest(text.encode()) != sha256:
         raise _bad(name)
-    return Document(sha256, size, payload)
+    return Document(sha256, size, text.encode())
 
 
 def _whole(value: object) -> bool:

@@ -149,14 +149,20 @@ class HubRest:
         following = ""
         while True:
             before_page()
-            headers = {"x-ms-max-item-count": str(page_size)}
-            if following:
-                headers["x-ms-continuation"] = following
-            answer = self._send("POST", "/devices/query", {"query": sql}, headers)
-            yield from _rows(answer)
-            following = answer.headers.get("x-ms-continuation", "")
+            rows, following = self.page(sql, following, page_size)
+            yield from rows
             if not following:
                 return
+
+    def page(
+        self, sql: str, following: str = "", page_size: int = 100
+    ) -> tuple[list[dict[str, Any]], str]:
+        """Return one page of a query, and what asks for the next; '' = it was the last."""
+        headers = {"x-ms-max-item-count": str(page_size)}
+        if following:
+            headers["x-ms-continuation"] = following
+        answer = self._send("POST", "/devices/query", {"query": sql}, headers)
+        return _rows(answer), answer.headers.get("x-ms-continuation", "")
 
     def invoke(
         self, device: str, method: str, payload: object, module: str = "", *, timeout_s: int = 30

@@ -14,6 +14,7 @@ import ssl
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -23,6 +24,7 @@ from gmqtt.mqtt.constants import MQTTv50, MQTTv311
 from gmqtt.mqtt.handler import MQTTConnectError
 from gmqtt.storage import PersistentStorage
 
+from edgefleet_cloud.delivery import Delivery
 from edgefleet_cloud.ports import Handler
 from edgefleet_cloud.transports.outgoing import Outgoing
 from edgefleet_shared import topics
@@ -35,8 +37,6 @@ SESSION_S = 0xFFFF_FFFF
 BACKOFF_S = (0.2, 30.0)
 WINDOW = 16  # gmqtt raises OverflowError beyond what the broker takes at once
 IN_HAND = 200
-RETRY_S = (0.05, 5.0)
-POISON_AFTER = 5
 
 log = logging.getLogger(__name__)
 # gmqtt narrates each lost connection several times; what matters is said here once.
@@ -218,26 +218,13 @@ class MqttTransport:
             return False
 
     def _handle(self, topic: str, payload: bytes) -> bool:
-        """Try until it works: some brokers deliver again, some forget what they have sent once.
-
-        A message that breaks its handler is given up, or nothing behind it would get through.
-        """
+        """Try until it works: some brokers deliver again, some forget what they have sent once."""
         assert self._handler is not None
-        tries = 0
+        delivery = Delivery(topic, partial(self._handler, topic, payload))
         while not self._ending.is_set():
-            tries += 1
-            try:
-                self._handler(topic, payload)
-            except UnavailableError as error:
-                log.warning("%s waits: %s", topic, error)
-            except Exception:
-                log.exception("The handler of %s failed (%d of %d)", topic, tries, POISON_AFTER)
-                if tries >= POISON_AFTER:
-                    log.error("%s is dropped: it breaks its handler", topic)  # noqa: TRY400 - traced
-                    return True
-            else:
+            if delivery.once():
                 return True
-            self._ending.wait(min(RETRY_S[1], RETRY_S[0] * 2 ** min(tries, 10)))
+            self._ending.wait(delivery.pause_s)
         return False
 
 
