@@ -66,9 +66,14 @@ class Publish(NamedTuple):
 
 
 class Decoder:
-    """Cuts a stream of bytes into packets."""
+    """Cuts a stream of bytes into packets.
 
-    def __init__(self) -> None:
+    Args:
+        first: What the first packet must be.
+    """
+
+    def __init__(self, first: Kind | None = None) -> None:
+        self._first = first
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[Packet]:
@@ -77,6 +82,10 @@ class Decoder:
         Raises:
             ProtocolError: A packet of no known kind, or of more than `MAX_PACKET` bytes.
         """
+        if self._first is not None and data:
+            if data[0] >> 4 != self._first:
+                raise ProtocolError(f"The first packet is no {self._first.name}.")
+            self._first = None
         self._buffer += data
         found = []
         while (packet := self._next()) is not None:

@@ -132,7 +132,7 @@ class Connection:
 
     async def run(self) -> None:
         """Serve until one side ends it."""
-        decoder = codec.Decoder()
+        decoder = codec.Decoder(first=Kind.CONNECT)
         try:
             while not self.link.muted and not self._clean and (data := await self.link.wire.read()):
                 self.link.heard = time.monotonic()
