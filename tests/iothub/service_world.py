@@ -18,11 +18,13 @@ from azure.eventhub import CheckpointStore, EventData, EventHubConsumerClient, P
 
 from edgefleet_provisioning.iothub_double.authority import Authority
 from edgefleet_provisioning.iothub_double.credentials import make_token
+from edgefleet_provisioning.iothub_double.provisioning import Provisioning
 from edgefleet_provisioning.iothub_double.service_side import ServiceSide
 from edgefleet_provisioning.iothub_double.state import Azure, Hub
 
 HOST, OTHER = "fleet.azure-devices.test", "other.azure-devices.test"
 GROUPS = tuple(f"group-{number}" for number in range(6))
+DPS_HOST = "fleet.azure-devices-provisioning.test"
 VERSION = {"api-version": "2021-04-12"}
 
 
@@ -33,6 +35,7 @@ class World:
     azure: Azure
     side: ServiceSide
     ca: Path
+    dps: Provisioning
 
     @property
     def hub(self) -> Hub:
@@ -51,6 +54,15 @@ class World:
             params=VERSION,
         )
 
+    def common(self, authorization: str) -> httpx.Client:
+        """Return a client of the common port: issuer, provisioning service, Resource Manager."""
+        return httpx.Client(
+            base_url=f"https://127.0.0.1:{self.side.rest.port}",
+            verify=ssl.create_default_context(cafile=str(self.ca)),
+            headers={"Authorization": authorization},
+            params={"api-version": "2021-10-01"},
+        )
+
 
 @contextmanager
 def service_world(folder: Path, *, tls: bool = False, hosts: tuple[str, ...] = (HOST,)):
@@ -60,8 +72,11 @@ def service_world(folder: Path, *, tls: bool = False, hosts: tuple[str, ...] = (
         azure.add(host, partitions=2)
     authority = Authority(folder, ["127.0.0.1", *hosts])
     port = 0 if tls else None
-    with ServiceSide(azure, authority.server_file, events_tls_port=port, groups=GROUPS) as side:
-        yield World(azure, side, authority.ca_file)
+    dps = Provisioning(azure, DPS_HOST)
+    with ServiceSide(
+        azure, authority.server_file, events_tls_port=port, groups=GROUPS, provisioning=dps
+    ) as side:
+        yield World(azure, side, authority.ca_file, dps)
 
 
 @dataclass

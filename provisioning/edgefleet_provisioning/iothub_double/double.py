@@ -30,11 +30,12 @@ class AzureDouble:
         tier: Of each hub.
         units: Of each hub.
         websockets: Serve on port 443 too, which takes root.
+        address: Of the first hub; "" = a free one.
     """
 
     def __init__(
         self, folder: Path, hubs: Sequence[str] = ("fleet-a",), *, tier: str = "S1",
-        units: int = 1, websockets: bool = True,
+        units: int = 1, websockets: bool = True, address: str = "",
     ) -> None:  # fmt: skip
         ports = (MQTT_PORT, HTTPS_PORT) if websockets else (MQTT_PORT,)
         self.azure = Azure()
@@ -43,7 +44,7 @@ class AzureDouble:
         self.websockets = websockets
         self._addresses: dict[str, str] = {}
         for name in hubs:
-            address = loopback(ports)
+            address = address if address and not self._addresses else loopback(ports)
             host = name if "." in name else address
             hub = self.azure.add(host, tier, units, name=name.split(".", maxsplit=1)[0])
             self._addresses[hub.host] = address
@@ -53,7 +54,9 @@ class AzureDouble:
         self.server = DeviceServer(self.azure, DeviceTls(self.authority), self.faults)
         self.server.provisioning = self.provisioning
         first = next(iter(self._addresses.values()))
-        self.service = ServiceSide(self.azure, self.authority.server_file, first)
+        self.service = ServiceSide(
+            self.azure, self.authority.server_file, first, provisioning=self.provisioning
+        )
 
     def __enter__(self) -> Self:
         self.start()

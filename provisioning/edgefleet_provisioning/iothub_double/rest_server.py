@@ -126,15 +126,16 @@ class RestServer:
                     transport.abort()
 
     def _hub_of(self, request: Request) -> Hub:
+        own = self._hubs.get(int(request.scope["server"][1]))
+        if own is not None:
+            return self._azure.hub(own)
         named = request.headers.get("host", "").partition(":")[0].lower()
         if named in self._azure.hubs:
             return self._azure.hub(named)
-        host = self._hubs.get(int(request.scope["server"][1]))
-        if host is None:
-            if len(self._azure.hubs) == 1:
-                return next(iter(self._azure.hubs.values()))
-            host = read_token(request.headers.get("authorization", "")).resource.split("/")[0]
-        return self._azure.hub(host)
+        if len(self._azure.hubs) == 1:
+            return next(iter(self._azure.hubs.values()))
+        said = read_token(request.headers.get("authorization", ""))
+        return self._azure.hub(said.resource.split("/")[0])
 
 
 def _server(app: Starlette, certificate: Path | None) -> uvicorn.Server:

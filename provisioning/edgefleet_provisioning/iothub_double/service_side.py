@@ -8,11 +8,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from starlette.routing import BaseRoute
+
+from edgefleet_provisioning.iothub_double import rest_dps
 from edgefleet_provisioning.iothub_double.amqp_nodes import Entity, Namespace
 from edgefleet_provisioning.iothub_double.amqp_server import EventHubsServer
 from edgefleet_provisioning.iothub_double.entra import EVENTS, Issuer
+from edgefleet_provisioning.iothub_double.provisioning import Provisioning
 from edgefleet_provisioning.iothub_double.refusals import HubError
 from edgefleet_provisioning.iothub_double.rest_hub import RIGHTS
+from edgefleet_provisioning.iothub_double.rest_resources import Resources
 from edgefleet_provisioning.iothub_double.rest_server import RestServer
 from edgefleet_provisioning.iothub_double.state import Azure, Hub
 
@@ -31,6 +36,7 @@ class ServiceSide:
         events_port: Of the Event Hubs endpoint over plain TCP; 0: any.
         events_tls_port: Of the same over TLS; None: not served.
         groups: Consumer groups beside `$Default`.
+        provisioning: Its service interface is served too, on the common port.
     """
 
     def __init__(
@@ -44,13 +50,19 @@ class ServiceSide:
         events_port: int = 0,
         events_tls_port: int | None = None,
         groups: tuple[str, ...] = (),
+        provisioning: Provisioning | None = None,
     ) -> None:
         self.address = address
         self.azure = azure
         self.issuer = Issuer(azure.clock)
+        more: list[BaseRoute] = []
+        if provisioning is not None:
+            more += rest_dps.routes(provisioning, self.issuer)
+            more += Resources(azure, provisioning, self.issuer).routes()
         self.rest = RestServer(
-            azure, self.issuer, certificate, address, port=rest_port, hub_ports=hub_ports
-        )
+            azure, self.issuer, certificate, address,
+            port=rest_port, hub_ports=hub_ports, more=more,
+        )  # fmt: skip
         tls: ssl.SSLContext | None = None
         if events_tls_port is not None:
             tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
