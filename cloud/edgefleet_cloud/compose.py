@@ -38,10 +38,12 @@ from edgefleet_cloud.enrollments.service import Addresses, Enrollments
 from edgefleet_cloud.events.feed import EventFeed
 from edgefleet_cloud.events.service import EventLog
 from edgefleet_cloud.groups.service import Groups
+from edgefleet_cloud.hub_config import IotHub
 from edgefleet_cloud.idempotency import service as idempotency
+from edgefleet_cloud.iothub.ways import BROKER, Moves, Ways
 from edgefleet_cloud.models.service import ModelService
 from edgefleet_cloud.periodic import Periodic
-from edgefleet_cloud.ports import BackgroundService, Disconnector, system_clock
+from edgefleet_cloud.ports import BackgroundService, Disconnector, Transport, system_clock
 from edgefleet_cloud.reports.ingest import Ingest
 from edgefleet_cloud.reports.service import Reports
 from edgefleet_cloud.rollouts.announcer import Announcer, Settings
@@ -52,7 +54,9 @@ from edgefleet_cloud.rollouts.reporting import Reports as DeploymentReports
 from edgefleet_cloud.rollouts.service import Rollouts
 from edgefleet_cloud.rollouts.slots import Slots, desired
 from edgefleet_cloud.rollouts.visibility import events_within
+from edgefleet_cloud.transports.iothub import IotHubTransport
 from edgefleet_cloud.transports.mqtt import MqttSettings, MqttTransport
+from edgefleet_cloud.transports.routed import DisconnectorOfAll, RoutedTransport
 from edgefleet_cloud.trust.expiry import ExpiryWatch
 from edgefleet_cloud.trust.key_folder import KeyFolder
 from edgefleet_cloud.trust.repository import MetadataFolder
@@ -60,6 +64,7 @@ from edgefleet_cloud.trust.service import Trust
 from edgefleet_cloud.uplink import Uplink
 from edgefleet_cloud.web import Parts
 from edgefleet_shared.access import origin
+from edgefleet_shared.errors import InvalidInputError
 from edgefleet_shared.messages import Reported
 
 RENEW_S = 60.0
@@ -103,23 +108,23 @@ def compose(config: Config) -> Program:
     with database.write() as session:
         models.recover(session)
     broker = _broker(config, database, events)
-    transport = _transport(broker)
-    disconnections = _disconnections(config, broker, database, events, transport)
-    certificates = _certificates(config, disconnections)
+    paths = _paths(config, broker, database, events)
+    certificates = _certificates(config, paths.disconnector)
     devices = Devices(events, desired, revoke=certificates.revoke_device)
     groups = Groups(events, devices)
     enrollments = Enrollments(
         config.fleet, certificates, trust, devices, events,
-        lambda: Addresses(config.api_url, broker.public_url),
+        lambda: Addresses(config.api_url, paths.ways),
     )  # fmt: skip
     reports = Reports(devices, models)
     planner = Planner(devices, groups, models, blobs)
-    steering = _steer(config, database, events, groups, planner, models, trust, transport)
-    asking = Asking(database, devices, certificates, transport, events)
+    steering = _steer(config, database, events, groups, planner, models, trust, paths.transport)
+    asking = Asking(database, devices, certificates, paths.transport, events)
     renewals = _renewals(config, certificates, trust, asking, steering.announcer, events)
     trust.subscribe(steering.controller.tidy)  # what an old director signed is dead: sign anew
     watch = ExpiryWatch(trust, database, events, system_clock)
-    ingest = Ingest(database, events, [steering.heard])
+    moved = Moves(paths.ways, events, _announcing(steering.announcer, asking)).heard
+    ingest = Ingest(database, events, [moved, steering.heard])
     heads = Heads(config.fleet, trust, config.data / "audit", system_clock)
     background: list[BackgroundService] = [
         HeadKeeper(database, heads),
@@ -128,7 +133,7 @@ def compose(config: Config) -> Program:
         Periodic("removal of what is old", PURGE_S, partial(_purge, database, uploads)),
         broker,
         Uplink(steering.transport, ingest, steering.announcer, database, asking.remind),
-        disconnections,
+        *paths.background,
         *_at_the_broker(config, certificates, broker),
         Periodic("asking for renewals", SWEEP_S, asking.sweep),
         steering.controller,
@@ -185,13 +190,23 @@ def _renewals(
     )
 
 
+def _announcing(announcer: Announcer, asking: Asking) -> Callable[[Session, str], None]:
+    """Return what says anew, to a device that has moved, all that its old way had kept for it."""
+
+    def say(session: Session, device: str) -> None:
+        announcer.answer(session, device)
+        asking.remind(session, device)
+
+    return say
+
+
 class _Steering(NamedTuple):
     """What decides, tells devices, and hears from them."""
 
     rollouts: Rollouts
     controller: Controller
     announcer: Announcer
-    transport: MqttTransport
+    transport: Transport
     reports: DeploymentReports
 
     def heard(self, session: Session, device: str, reported: Reported) -> None:
@@ -208,7 +223,7 @@ def _steer(
     planner: Planner,
     models: ModelService,
     trust: Trust,
-    transport: MqttTransport,
+    transport: Transport,
 ) -> _Steering:
     life = timedelta(hours=config.controller.assignment_life_h)
     settings = Settings(config.fleet, lambda: f"{config.api_url}/v1/blobs", life)
@@ -234,6 +249,45 @@ def _broker(config: Config, database: Database, events: EventLog) -> BrokerServi
     return broker
 
 
+class _Paths(NamedTuple):
+    """The ways to devices, the one transport over all of them, and what runs beside it."""
+
+    ways: Ways
+    transport: Transport
+    disconnector: Disconnector
+    background: Sequence[BackgroundService]
+
+
+def _paths(config: Config, broker: BrokerService, database: Database, events: EventLog) -> _Paths:
+    """Build the ways that are configured; with no hub it is the broker's transport itself."""
+    ways = Ways(config.iothub, (lambda: broker.public_url) if broker.wanted else None)
+    transports: dict[str, Transport] = {}
+    disconnectors: list[Disconnector] = []
+    background: list[BackgroundService] = []
+    if broker.wanted:
+        mqtt = transports[BROKER] = _mqtt(broker)
+        disconnections = _disconnections(config, broker, database, events, mqtt)
+        disconnectors.append(disconnections)
+        background.append(disconnections)
+    hubs: dict[str, IotHubTransport] = {}
+    for hub in config.iothub:
+        made = hubs[hub.name] = transports[hub.name] = _hub(hub, database, events)
+        disconnectors.append(made)
+    if not hubs:
+        return _Paths(ways, transports[BROKER], disconnectors[0], background)
+    ways.admitted = lambda hub, device: hubs[hub].disconnect(device)
+    routed = RoutedTransport(transports, partial(ways.way_of, database))
+    return _Paths(ways, routed, DisconnectorOfAll(disconnectors), background)
+
+
+def _hub(hub: IotHub, database: Database, events: EventLog) -> IotHubTransport:
+    del database, events
+    raise InvalidInputError(
+        f"iothub {hub.name!r}: this version writes to hubs and does not listen to them yet.",
+        code="iothub_extra",
+    )
+
+
 def _disconnections(
     config: Config,
     broker: BrokerService,
@@ -247,7 +301,7 @@ def _disconnections(
     )
 
 
-def _transport(broker: BrokerService) -> MqttTransport:
+def _mqtt(broker: BrokerService) -> MqttTransport:
     cert, key = broker.certificate
     return MqttTransport(
         MqttSettings(

@@ -49,12 +49,12 @@ class Uplink:
         self._greet = greet
 
     async def start(self) -> None:
-        """Connect; a broker that is away is waited for in the background after 5 s."""
+        """Connect; a broker or hub that is away is waited for in the background after 5 s."""
         self._transport.start(self.handle)
         deadline = asyncio.get_running_loop().time() + CONNECT_S
         while not self._transport.connected:  # another thread sets it
             if asyncio.get_running_loop().time() > deadline:
-                _log.warning("The MQTT broker does not answer yet; it is tried on and on.")
+                _log.warning("Not every way to devices is open yet; it is tried on and on.")
                 break
             await asyncio.sleep(0.02)
         await asyncio.to_thread(self._announcer.recover)

@@ -18,7 +18,7 @@ from edgefleet_cloud.events.feed import EventFeed
 from edgefleet_cloud.events.service import EventLog
 from edgefleet_cloud.events.tables import EventRow
 from edgefleet_cloud.groups.service import Groups
-from edgefleet_cloud.ports import Blob, Release
+from edgefleet_cloud.ports import Blob, Release, Transport
 from edgefleet_cloud.rollouts import repository
 from edgefleet_cloud.rollouts.announcer import Announcer, Settings
 from edgefleet_cloud.rollouts.controller import Controller, Pace
@@ -137,11 +137,12 @@ class Trust:
 class RolloutWorld:
     """Everything of the rollouts room, built by hand."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, transport: Transport | None = None) -> None:
         self.database, self.clock, self.shelf, self.trust = database, HandClock(), Shelf(), Trust()
         self.broker = MemoryBroker()
-        self.transport = MemoryTransport(self.broker)
-        self.transport.start(lambda _topic, _payload: None)
+        self.transport = transport or MemoryTransport(self.broker)
+        if transport is None:
+            self.transport.start(lambda _topic, _payload: None)
         events = self.events_log = EventLog(EventFeed(), self.clock)
         self.devices = Devices(events, clock=self.clock)
         settings = Settings("demo", lambda: "http://cloud/v1/blobs", timedelta(hours=168))

@@ -25,12 +25,13 @@ from edgefleet_cloud.enrollments.tables import TicketRow
 from edgefleet_cloud.errors import ConflictError, ForbiddenError, NotFoundError
 from edgefleet_cloud.events.feed import EventFeed
 from edgefleet_cloud.events.service import EventLog
+from edgefleet_cloud.iothub.ways import Ways
 from edgefleet_shared.errors import InvalidInputError, UnavailableError
 from edgefleet_shared.identifiers import sha256_digest
 from tests.fakes.disconnector import RecordingDisconnector
 
 DAY = timedelta(days=1)
-ADDRESSES = Addresses("http://fleet.example:8080", "mqtt://fleet.example:1883")
+ADDRESSES = Addresses("http://fleet.example:8080", Ways(broker=lambda: "mqtt://fleet.example:1883"))
 
 
 def csr(key=None, *, extensions=(), name="anything") -> str:
@@ -140,7 +141,8 @@ def test_a_device_gets_a_certificate_for_its_key(office):
     assert (row.state, row.key) == ("enrolled", describe(key.public_key()).digest)
     assert DeviceKeys(office.database).key_of("cam-1") is not None
     assert (done.fleet, done.device, done.counter) == ("demo", "cam-1", 0)
-    assert (done.root, done.addresses) == (office.root, ADDRESSES)
+    assert (done.root, done.api) == (office.root, ADDRESSES.api)
+    assert done.transport == ("mqtt", "mqtt://fleet.example:1883")
     assert done.minimum == office.versions()
 
 

@@ -19,8 +19,9 @@ from edgefleet_shared.errors import InvalidInputError, UnavailableError
     ("name", "units", "updates", "reads", "registry"),
     [
         ("S1", 1, 50, 100, 100 / 60),
-        ("S1", 20, 100, 200, 2000 / 60),
+        ("S1", 20, 50, 100, 2000 / 60),
         ("S2", 4, 50, 100, 400 / 60),
+        ("S2", 20, 100, 200, 2000 / 60),
         ("S3", 2, 500, 1000, 10_000 / 60),
         ("F1", 1, 50, 100, 100 / 60),
     ],

@@ -65,6 +65,23 @@ def test_a_refused_signature_is_made_anew():
     assert authority.authorization() != first
 
 
+def test_a_rotated_key_is_taken_up_without_a_restart(tmp_path, caplog):
+    """Once the hub refuses the old one, the file is read again; a broken file changes nothing."""
+    configured = hub(tmp_path)
+    authority = tokens.of(configured, lambda: 1000.0)
+    old = authority.authorization()
+    new = base64.b64encode(b"n" * 32).decode()
+    (tmp_path / "connection.txt").write_text(TEXT.replace(KEY, new))
+    assert authority.authorization() == old
+    authority.forget()
+    assert fields(authority.authorization())["sig"] != fields(old)["sig"]
+    (tmp_path / "connection.txt").write_text("half a li")
+    newer = authority.authorization()
+    authority.forget()
+    assert authority.authorization() == newer
+    assert "old key is kept" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

@@ -53,7 +53,7 @@ class BrokerService:
         self._ca = ca
         self._broker = settings.broker
         folder = settings.data / "broker"
-        own = not self._broker.url
+        own = self.wanted and not self._broker.url
         secure = self._broker.tls if own else urlsplit(self._broker.url).scheme == "mqtts"
         names = _names(settings) if own else []
         self.credentials = Credentials(ca, folder, names, clock)
@@ -64,6 +64,11 @@ class BrokerService:
         self._bundle = b""
         tls = Tls(self.credentials, folder / LIST) if secure else None
         self._embedded = self._embed(folder, tls) if own else None
+
+    @property
+    def wanted(self) -> bool:
+        """Return whether there is a broker at all."""
+        return self._broker.kind != "none"
 
     @property
     def lists(self) -> RevocationLists | None:
@@ -170,7 +175,7 @@ class BrokerService:
 
     def facts(self) -> Mapping[str, str]:
         """Return the broker's address and kind."""
-        return {"broker": self.public_url, "broker_kind": self.kind}
+        return {"broker": self.public_url, "broker_kind": self.kind} if self.wanted else {}
 
     def _embed(self, folder: Path, tls: Tls | None) -> EmbeddedBroker:
         kind = self._broker.kind

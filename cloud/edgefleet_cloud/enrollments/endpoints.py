@@ -27,11 +27,12 @@ Service = Annotated[Enrollments, Depends(part(Enrollments))]
 
 
 class NewTicket(BaseModel):
-    """How long a ticket shall be good."""
+    """How long a ticket shall be good, and where its device shall be reached."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"valid_hours": 24}]})
 
     valid_hours: int = Field(default=24, ge=1, le=24 * 30)
+    way: str = Field(default="", max_length=80)  # a hub's name, or mqtt; '' = the default
 
 
 class Ticket(BaseModel):
@@ -69,7 +70,7 @@ class EnrollmentRequest(BaseModel):
 
 
 class TransportAddress(BaseModel):
-    """Where messages go."""
+    """Where messages go: kind `mqtt` with the broker, or `iothub` with iothub:// or dps://."""
 
     kind: str
     url: str
@@ -119,8 +120,8 @@ class Enrollment(BaseModel):
             certificate=found.certificate,
             ca=found.ca,
             root=base64.b64encode(found.root).decode(),
-            transport=TransportAddress(kind="mqtt", url=found.addresses.broker),
-            blobs=f"{found.addresses.api}/v1/blobs",
+            transport=TransportAddress(kind=found.transport.kind, url=found.transport.url),
+            blobs=f"{found.api}/v1/blobs",
             counter=found.counter,
             minimum=dict(found.minimum),
         )
@@ -136,9 +137,10 @@ def make_ticket(
     body: NewTicket | None = None,
 ) -> Ticket:
     """Make a one-time ticket with which this device may enrol, for the first time or anew."""
-    life = timedelta(hours=(body or NewTicket()).valid_hours)
+    wish = body or NewTicket()
+    life = timedelta(hours=wish.valid_hours)
     with db.write() as session:
-        issued = enrollments.issue(session, device_id, life, actor, scope)
+        issued = enrollments.issue(session, device_id, life, actor, scope, wish.way)
     return Ticket(ticket=issued.text, not_after=issued.not_after)
 
 

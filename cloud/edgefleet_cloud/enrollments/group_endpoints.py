@@ -27,6 +27,7 @@ _TICKET: dict[str, Any] = {
     "created": "2026-01-31T12:00:00.000Z",
     "not_after": "2026-02-01T12:00:00.000Z",
     "ended": None,
+    "way": "",
 }
 
 
@@ -45,6 +46,7 @@ class NewGroupTicket(BaseModel):
     hardware: str = "generic-x86_64"
     limit: int = Field(ge=1, le=100_000)
     valid_hours: int = Field(default=24, ge=1, le=24 * 30)
+    way: str = Field(default="", max_length=80)  # a hub's name, or mqtt; '' = the default
 
 
 class GroupTicket(BaseModel):
@@ -61,6 +63,7 @@ class GroupTicket(BaseModel):
     created: str
     not_after: str
     ended: str | None
+    way: str
 
     @classmethod
     def of(cls, row: GroupTicketRow) -> GroupTicket:
@@ -91,7 +94,7 @@ def make_group_ticket(
     enrollments: Service, db: Db, scope: Scoped, actor: Actor, body: NewGroupTicket
 ) -> MadeGroupTicket:
     """Make a ticket with which up to `limit` devices of one kind enrol, each with its own key."""
-    kind = Kind(body.prefix, body.labels, body.hardware, body.limit)
+    kind = Kind(body.prefix, body.labels, body.hardware, body.limit, body.way)
     life = timedelta(hours=body.valid_hours)
     with db.write() as session:
         row, issued = enrollments.issue_group(session, kind, life, actor, scope)

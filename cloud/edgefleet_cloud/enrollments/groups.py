@@ -34,12 +34,14 @@ class Kind(NamedTuple):
         labels: They have these.
         hardware: What they are.
         limit: How many there may be.
+        way: Where they shall be reached: a hub's name, or `mqtt`; '' = the default.
     """
 
     prefix: str
     labels: Mapping[str, str]
     hardware: str
     limit: int
+    way: str = ""
 
 
 class GroupTickets:
@@ -78,6 +80,7 @@ class GroupTickets:
             scope=describe(scope),
             created=format_time(now),
             not_after=ticket.not_after,
+            way=kind.way,
         )
         session.add(row)
         message = f"A ticket for {kind.limit} devices {kind.prefix}-... was made."
@@ -86,8 +89,8 @@ class GroupTickets:
 
     def redeem(
         self, session: Session, ticket: tickets.Ticket, proposed: str, key: str, now: datetime
-    ) -> tuple[DeviceRow, bool]:
-        """Use a ticket once; return the device, and whether that very key is its own already.
+    ) -> tuple[DeviceRow, str, bool]:
+        """Use a ticket once; return the device, its way, and whether the key is its own already.
 
         Args:
             session: The transaction.
@@ -111,11 +114,11 @@ class GroupTickets:
         if parse_time(found.not_after) <= now or found.ended is not None:
             raise refused("The ticket has ended.")
         if use := repository.use_of(session, found.id, key):
-            return self._again(session, use, name, key), True
+            return self._again(session, use, name, key), found.way, True
         if not repository.take(session, found.id):
             raise refused(f"The ticket was used {found.limit} times already, which is its limit.")
         session.add(GroupUseRow(ticket=found.id, key=key, device=name))
-        return self._admit(session, found, name), False
+        return self._admit(session, found, name), found.way, False
 
     def page(self, session: Session, scope: Scope = None) -> Sequence[GroupTicketRow]:
         """Return the tickets within a scope, newest first."""
@@ -166,7 +169,9 @@ class GroupTickets:
     def _tell(
         self, session: Session, row: GroupTicketRow, what: str, message: str, actor: str
     ) -> None:
-        facts = row.model_dump(include={"prefix", "labels", "hardware", "limit", "not_after"})
+        facts = row.model_dump(
+            include={"prefix", "labels", "hardware", "limit", "not_after", "way"}
+        )
         self._events.record(
             session,
             type=f"group_ticket.{what}",

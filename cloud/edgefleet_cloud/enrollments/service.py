@@ -24,6 +24,7 @@ from edgefleet_cloud.enrollments.groups import (
     refused,
 )
 from edgefleet_cloud.enrollments.tables import GroupTicketRow, TicketRow
+from edgefleet_cloud.iothub.ways import Address, Ways
 from edgefleet_cloud.ports import Catalog, Clock, EventSink, system_clock
 from edgefleet_shared.identifiers import check_device, sha256_digest
 from edgefleet_shared.steps import Step
@@ -31,10 +32,10 @@ from edgefleet_shared.times import format_time, parse_time
 
 
 class Addresses(NamedTuple):
-    """Where a device finds the fleet: the API's base URL and the broker's."""
+    """Where a device finds the fleet: the API's base URL, and the ways to devices."""
 
     api: str
-    broker: str
+    ways: Ways
 
 
 class Issued(NamedTuple):
@@ -52,7 +53,8 @@ class Enrolled(NamedTuple):
     certificate: str
     ca: str
     root: bytes
-    addresses: Addresses
+    api: str
+    transport: Address
     counter: int
     minimum: Mapping[str, int]
 
@@ -96,24 +98,36 @@ class Enrollments:
         life: timedelta,
         actor: str,
         scope: Scope = None,
+        way: str = "",
     ) -> Issued:
         """Return a new ticket for a device; it is shown once, and only its hash is kept.
 
+        Args:
+            session: The transaction.
+            device_id: Whose.
+            life: How long it holds.
+            actor: Who asks.
+            scope: The caller's.
+            way: Where the device shall be reached: a hub's name, or `mqtt`; '' = the default.
+
         Raises:
+            InvalidInputError: There is no such way (code `unknown_way`).
             NotFoundError: There is no such device within the scope.
             ConflictError: It is decommissioned.
         """
         row = self._devices.get(session, device_id, scope)
         refuse_decommissioned(row)
-        now = self._clock()
+        now, addresses = self._clock(), self._addresses()
+        addresses.ways.check(way)
         root = sha256_digest(self._catalog.first_root())
-        ticket = tickets.issue(self._fleet, row.id, self._addresses().api, root, now + life)
+        ticket = tickets.issue(self._fleet, row.id, addresses.api, root, now + life)
         session.add(
             TicketRow(
                 secret_hash=tickets.secret_hash(ticket),
                 device=row.id,
                 created=format_time(now),
                 not_after=ticket.not_after,
+                way=way,
             )
         )
         message = f"A ticket for {row.id} was made, good until {ticket.not_after}."
@@ -127,14 +141,15 @@ class Enrollments:
         """Return a new ticket for up to `kind.limit` devices; it is shown once.
 
         Raises:
-            InvalidInputError: A bad prefix, label or hardware.
+            InvalidInputError: A bad prefix, label, hardware or way.
             ForbiddenError: Its devices would be outside of the scope (code `outside_scope`).
         """
         check_device(kind.prefix + "-" + "0" * KEY_CHARACTERS)
         check_scope(scope, kind)
         now = self._clock()
         root = sha256_digest(self._catalog.first_root())
-        url = self._addresses().api
+        url, ways = self._addresses()
+        ways.check(kind.way)
         ticket = tickets.issue(self._fleet, "", url, root, now + life, kind.prefix)
         row = self.groups.add(session, ticket, kind, now, actor, scope)
         return row, Issued(tickets.encode(ticket), ticket.not_after)
@@ -178,7 +193,8 @@ class Enrollments:
         key = requests.read_request(request)
         ticket = tickets.decode(text)
         described = requests.describe(key)
-        row, again = self._redeem(session, ticket, described.digest, proposed)
+        row, way, again = self._redeem(session, ticket, described.digest, proposed)
+        api, ways = self._addresses()
         before = device_state(row)
         certificate = self._certificates.issue(session, row.id, key)
         if not again:
@@ -188,7 +204,7 @@ class Enrollments:
             row.enrollment += 1
             row.revision += 1
             row.reported_seq = 0
-            session.add(row)
+            ways.admit(session, row, way, format_time(self._clock()))
             self._certificates.supersede(session, row.id, keep=row.key)
         message = f"{row.id} {'was answered again' if again else 'enrolled'}."
         after = device_state(row)
@@ -199,15 +215,16 @@ class Enrollments:
             certificate,
             self._certificates.ca.pem,
             self._catalog.first_root(),
-            self._addresses(),
+            api,
+            ways.told(row.way),
             row.counter,
             self._catalog.versions(),
         )
 
     def _redeem(
         self, session: Session, ticket: tickets.Ticket, key: str, proposed: str
-    ) -> tuple[DeviceRow, bool]:
-        """Use a ticket up; return its device, and whether that very key already is the device's."""
+    ) -> tuple[DeviceRow, str, bool]:
+        """Use a ticket up; return its device and way, and whether the key was the device's."""
         now = self._clock()
         if ticket.group and ticket.fleet == self._fleet:
             return self.groups.redeem(session, ticket, proposed, key, now)
@@ -222,10 +239,10 @@ class Enrollments:
         if found.created < self._certificates.last_revocation(session, row.id):
             raise refused(f"{row.id} was revoked after the ticket was made.")
         if repository.burn(session, found.secret_hash, format_time(now)):
-            return row, False
+            return row, found.way, False
         if row.key != key:
             raise refused(f"The ticket was used at {found.used}.")
-        return row, True
+        return row, found.way, True
 
     def _tell(
         self,

@@ -46,15 +46,15 @@ def tier(name: str, units: int) -> Tier:
         InvalidInputError: There is no such tier, or it has no twins.
     """
     kilobyte = 1024
-    if name in {"F1", "S1", "S2"}:
-        methods = {"F1": 160, "S1": 160, "S2": 480}[name] * kilobyte * units
+    if name in {"F1", "S1"}:
         return Tier(
-            twin_updates=max(50.0, 5.0 * units),
-            twin_reads=max(100.0, 10.0 * units),
-            registry=100 / 60 * units,
-            queries=20 / 60 * units,
-            methods_bytes=methods,
-        )
+            50.0, 100.0, 100 / 60 * units, 20 / 60 * units, 160 * kilobyte * units
+        )  # fmt: skip
+    if name == "S2":
+        return Tier(
+            max(50.0, 5.0 * units), max(100.0, 10.0 * units), 100 / 60 * units, 20 / 60 * units,
+            480 * kilobyte * units,
+        )  # fmt: skip
     if name == "S3":
         return Tier(
             250.0 * units, 500.0 * units, 5000 / 60 * units, 1000 / 60 * units,

@@ -38,13 +38,20 @@ def change(session: Session, device: str, hub: str, now: str, **fields: Any) -> 
     return row
 
 
-def work(session: Session, hub: str, limit: int) -> Sequence[Work]:
-    """Return what is to be done in a hub's registry; who is to be shut out comes first."""
+def work(session: Session, hub: str, limit: int, *, create: bool = True) -> Sequence[Work]:
+    """Return what is to be done in a hub's registry; who is to be shut out comes first.
+
+    Args:
+        session: Reads.
+        hub: The hub's name.
+        limit: At most so many.
+        create: Whether enrolled devices that are not there are to be created.
+    """
     state, status = col(DeviceRow.state), col(IotHubTwinRow.status)
     undone = or_(
         and_(state == REVOKED, status.not_in([DISABLED, ABSENT])),
         and_(state == DECOMMISSIONED, status != ABSENT),
-        and_(state == ENROLLED, status != ENABLED),
+        and_(state == ENROLLED, status.not_in([ENABLED] if create else [ENABLED, ABSENT])),
     )
     query = (
         select(IotHubTwinRow.device, IotHubTwinRow.status, DeviceRow.state)  # type: ignore[call-overload]  # SQLModel types a column as its value

@@ -157,7 +157,13 @@ class HubRest:
     def page(
         self, sql: str, following: str = "", page_size: int = 100
     ) -> tuple[list[dict[str, Any]], str]:
-        """Return one page of a query, and what asks for the next; '' = it was the last."""
+        """Return one page of a query and what continues it; '' = it was the last.
+
+        Args:
+            sql: In IoT Hub's query language.
+            following: What the page before has returned; '' = the first page.
+            page_size: Rows at most.
+        """
         headers = {"x-ms-max-item-count": str(page_size)}
         if following:
             headers["x-ms-continuation"] = following
@@ -216,10 +222,14 @@ class HubRest:
     ) -> httpx.Response:
         import httpx
 
-        more: dict[str, Any] = {} if body is None else {"content": json.dumps(body)}
+        # Through a gateway it is still the hub that must prove who it is.
+        more: dict[str, Any] = {"extensions": {"sni_hostname": self._hub.host}}
+        if body is not None:
+            more["content"] = json.dumps(body)
         if timeout_s is not None:
             more["timeout"] = timeout_s
         sent = {
+            "Host": self._hub.host,
             "Authorization": self._authority.authorization(),
             "Content-Type": "application/json; charset=utf-8",
             **(headers or {}),

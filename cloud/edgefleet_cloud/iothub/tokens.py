@@ -6,9 +6,11 @@ import base64
 import binascii
 import hashlib
 import hmac
+import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -20,6 +22,7 @@ LIFE_S = 3600
 RENEW_BEFORE_S = 900
 """A signature is made anew this long before it ends: a clock may be off by ten minutes."""
 SCOPE = "https://iothubs.azure.net/.default"
+_log = logging.getLogger(__name__)
 _FIELDS = ("HostName", "SharedAccessKeyName", "SharedAccessKey")
 
 
@@ -78,13 +81,26 @@ def sas(resource: str, key: str, expiry: int, key_name: str = "") -> str:
 
 
 class Sas:
-    """An `Authority` by a policy's key; `clock` gives Unix time in seconds."""
+    """An `Authority` by a policy's key.
+
+    Args:
+        resource: What it opens, as a hub's host.
+        key_name: The policy's name.
+        key: Its key, base64.
+        clock: Gives Unix time in seconds.
+        reread: Returns name and key as they are now; asked once the hub has refused them.
+    """
 
     def __init__(
-        self, resource: str, key_name: str, key: str, clock: Callable[[], float] = time.time
+        self,
+        resource: str,
+        key_name: str,
+        key: str,
+        clock: Callable[[], float] = time.time,
+        reread: Callable[[], tuple[str, str]] | None = None,
     ) -> None:
         self._resource, self._name, self._key = resource, key_name, key
-        self._clock = clock
+        self._clock, self._reread = clock, reread
         self._lock = threading.Lock()
         self._token, self._end = "", 0.0
 
@@ -99,9 +115,15 @@ class Sas:
             return self._token
 
     def forget(self) -> None:
-        """Sign anew next time."""
+        """Sign anew next time, by the key that is configured then: it may have been rotated."""
         with self._lock:
             self._end = 0.0
+            if self._reread is None:
+                return
+            try:
+                self._name, self._key = self._reread()
+            except InvalidInputError as error:
+                _log.warning("The old key is kept: %s", error)
 
 
 class Entra:
@@ -147,10 +169,15 @@ def of(hub: IotHub, clock: Callable[[], float] = time.time) -> Authority:
     """
     if not hub.connection_file:
         return Entra(clock=clock)
+    reread = partial(_policy, hub)
+    return Sas(hub.host.lower(), *reread(), clock, reread)
+
+
+def _policy(hub: IotHub) -> tuple[str, str]:
     fields = read_connection_string(read_secret(hub.connection_file), hub.connection_file)
     if fields["HostName"].lower() != hub.host.lower():
         raise _bad(f"{hub.connection_file} is for {fields['HostName']}, not for {hub.host}.")
-    return Sas(fields["HostName"], fields["SharedAccessKeyName"], fields["SharedAccessKey"], clock)
+    return fields["SharedAccessKeyName"], fields["SharedAccessKey"]
 
 
 def read_secret(path: str) -> str:

@@ -11,6 +11,7 @@ import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -255,7 +256,11 @@ class Announcer:
             )
         if not row.sent:
             # In the transport's thread: only remember it there.
-            future.add_done_callback(lambda _: self._sent.append((device_id, row.counter)))
+            future.add_done_callback(lambda sent: self._remember(sent, device_id, row.counter))
+
+    def _remember(self, sent: Future[None], device_id: str, counter: int) -> None:
+        if not sent.cancelled() and sent.exception() is None:
+            self._sent.append((device_id, counter))
 
     def _document(self, row: AnnouncementRow) -> bytes:
         """Return the one message that travels alike by MQTT, HTTP and USB stick."""
