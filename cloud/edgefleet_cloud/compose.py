@@ -40,6 +40,14 @@ from edgefleet_cloud.events.service import EventLog
 from edgefleet_cloud.groups.service import Groups
 from edgefleet_cloud.hub_config import IotHub
 from edgefleet_cloud.idempotency import service as idempotency
+from edgefleet_cloud.iothub.letters import Letters
+from edgefleet_cloud.iothub.limits import tier
+from edgefleet_cloud.iothub.pacing import Pacer
+from edgefleet_cloud.iothub.registry import Parts as RegistryParts
+from edgefleet_cloud.iothub.registry import Registry
+from edgefleet_cloud.iothub.rest import HubRest
+from edgefleet_cloud.iothub.told import Told
+from edgefleet_cloud.iothub.upstream import Needs, Upstream
 from edgefleet_cloud.iothub.ways import BROKER, Moves, Ways
 from edgefleet_cloud.models.service import ModelService
 from edgefleet_cloud.periodic import Periodic
@@ -55,6 +63,7 @@ from edgefleet_cloud.rollouts.service import Rollouts
 from edgefleet_cloud.rollouts.slots import Slots, desired
 from edgefleet_cloud.rollouts.visibility import events_within
 from edgefleet_cloud.transports.iothub import IotHubTransport
+from edgefleet_cloud.transports.iothub import Parts as IotHubParts
 from edgefleet_cloud.transports.mqtt import MqttSettings, MqttTransport
 from edgefleet_cloud.transports.routed import DisconnectorOfAll, RoutedTransport
 from edgefleet_cloud.trust.expiry import ExpiryWatch
@@ -64,7 +73,6 @@ from edgefleet_cloud.trust.service import Trust
 from edgefleet_cloud.uplink import Uplink
 from edgefleet_cloud.web import Parts
 from edgefleet_shared.access import origin
-from edgefleet_shared.errors import InvalidInputError
 from edgefleet_shared.messages import Reported
 
 RENEW_S = 60.0
@@ -281,11 +289,12 @@ def _paths(config: Config, broker: BrokerService, database: Database, events: Ev
 
 
 def _hub(hub: IotHub, database: Database, events: EventLog) -> IotHubTransport:
-    del database, events
-    raise InvalidInputError(
-        f"iothub {hub.name!r}: this version writes to hubs and does not listen to them yet.",
-        code="iothub_extra",
-    )
+    pacer = Pacer(tier(hub.tier, hub.units))
+    rest, letters = HubRest(hub), Letters()
+    registry = Registry(RegistryParts(hub, rest, pacer, database, events), settled=letters.unpark)
+    told = Told(hub.name, database, pacer)
+    upstream = Upstream(hub, Needs(twins=rest, database=database, told=told, events=events))
+    return IotHubTransport(IotHubParts(hub, rest, pacer, database, registry, upstream), letters)
 
 
 def _disconnections(

@@ -1,4 +1,4 @@
-"""One suite for every transport of the fleet manager: over memory, amqtt and mosquitto."""
+"""One suite for every transport of the fleet manager: memory, amqtt, mosquitto and IoT Hub."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from edgefleet_shared.errors import InvalidInputError
 from edgefleet_shared.identifiers import MANAGER
 from tests.brokers import KINDS, SecureBroker, until
 from tests.fakes.cloud_transport import MemoryBroker, MemoryTransport
+from tests.iothub.cloud_world import CloudWorld
 
 
 class World(Protocol):
@@ -95,10 +96,16 @@ class RealWorld:
         self._broker.close()
 
 
-@pytest.fixture(params=["memory", *KINDS])
+@pytest.fixture(params=["memory", *KINDS, "iothub"])
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
     """Return each world in turn."""
-    made = MemoryWorld() if request.param == "memory" else RealWorld(request.param, tmp_path)
+    made: World
+    if request.param == "memory":
+        made = MemoryWorld()
+    elif request.param == "iothub":
+        made = CloudWorld(tmp_path / "double")
+    else:
+        made = RealWorld(request.param, tmp_path)
     yield made
     made.close()
 

@@ -1,0 +1,107 @@
+"""A whole fleet manager on an IoT Hub of the double: enrolment, reports, revocation, the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from securesystemslib.signer import CryptoSigner
+
+from edgefleet_provisioning.iothub_double.refusals import HubError
+from edgefleet_shared import topics
+from tests.brokers import until
+from tests.cloud.running import RunningCloud
+from tests.fakes.speaking_device import SpeakingDevice
+from tests.fleet_folder import FleetFolder
+from tests.http_device import HttpDevice
+from tests.iothub.cloud_world import CloudWorld
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CloudWorld]:
+    """A double with one hub."""
+    made = CloudWorld(tmp_path_factory.mktemp("double"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def cloud(tmp_path_factory: pytest.TempPathFactory, hub: CloudWorld) -> Iterator[RunningCloud]:
+    """A fleet manager without a broker, all of whose devices are on the hub."""
+    folder = FleetFolder(tmp_path_factory.mktemp("fleet") / "fleet")
+    found = hub.configured()
+    keys = ("name", "host", "connection_file", "events_file", "ca", "gateway")
+    lines = [f'{key} = "{getattr(found, key)}"' for key in keys]
+    table = "\n".join(["", "[[iothub]]", *lines, 'tier = "S3"', "default = true", ""])
+    text = folder.config.read_text().replace("[broker]\n", '[broker]\nkind = "none"\n')
+    folder.config.write_text(text + table)
+    running = RunningCloud(folder, background=True)
+    yield running
+    running.stop()
+
+
+def status(hub: CloudWorld, device: str) -> str:
+    """Return what the hub's registry says of a device."""
+    try:
+        return hub.hub.registry.get(device).status
+    except HubError:
+        return "absent"
+
+
+def speaker(device: HttpDevice) -> SpeakingDevice:
+    """Return what signs by the key of a device that has enrolled."""
+    made = SpeakingDevice(device.name)
+    made.signer = CryptoSigner(device.key)
+    return made
+
+
+def enrolled(cloud: RunningCloud, name: str) -> HttpDevice:
+    """Register and enrol a device."""
+    device = HttpDevice(cloud, name)
+    device.register()
+    answer = device.enroll()
+    assert answer.status_code == 201, answer.text
+    assert answer.json()["transport"]["kind"] == "iothub"
+    return device
+
+
+def test_the_fleet_runs_without_a_broker(cloud: RunningCloud) -> None:
+    """There is none in the ready file, and the API answers."""
+    assert "broker" not in cloud.facts
+    assert cloud.client.get("/v1/devices").status_code == 200
+
+
+def test_a_device_enrols_reports_and_is_online(cloud: RunningCloud, hub: CloudWorld) -> None:
+    """The hub knows it without anybody's doing; what it says in its twin is its state."""
+    device = enrolled(cloud, "new-1")
+    until(lambda: status(hub, "new-1") == "enabled", 20)
+    assert hub.hub.registry.get("new-1").auth == "certificateAuthority"
+    said = speaker(device)
+    hub.device_sends(topics.presence("new-1"), said.presence())
+    hub.device_sends(topics.reported("new-1"), said.reported(1))
+    until(lambda: device.row()["online"], 20)
+    until(lambda: cloud.client.get("/v1/devices/new-1/state").json()["reported"], 20)
+    assert device.row()["way"] == "main"
+
+
+def test_revoked_shut_out_readmitted_and_gone(cloud: RunningCloud, hub: CloudWorld) -> None:
+    """The registry follows, step by step."""
+    device = enrolled(cloud, "life-1")
+    until(lambda: status(hub, "life-1") == "enabled", 20)
+    assert cloud.client.post("/v1/devices/life-1/revoke").status_code == 200
+    until(lambda: status(hub, "life-1") == "disabled", 20)
+    again = HttpDevice(cloud, "life-1")
+    assert again.enroll().status_code == 201
+    until(lambda: status(hub, "life-1") == "enabled", 20)
+    assert device.row()["state"] == "enrolled"
+    assert cloud.client.delete("/v1/devices/life-1").status_code in {200, 204}
+    until(lambda: status(hub, "life-1") == "absent", 20)
+    wanted = {"device.hub_enabled", "device.hub_disabled", "device.hub_absent"}
+    until(lambda: wanted <= told(cloud, "life-1"), 20)
+
+
+def told(cloud: RunningCloud, device: str) -> set[str]:
+    """Return what kinds of events there are about a device."""
+    only = {"filter": f'subject == "devices/{device}"'}
+    events = cloud.client.get("/v1/events", params=only).json()
+    return {event["type"] for event in events["items"]}
