@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,7 @@ class HubWorld:
 
     def __init__(self, folder: Path, hubs: tuple[str, ...] = ("fleet-a",), **given: Any) -> None:
         self.folder = folder
-        self.double = AzureDouble(folder / "azure", hubs, websockets=False, **given)
+        self.double = AzureDouble(folder / "azure", hubs, **{"websockets": False, **given})
         self.authority = folder / "keys"
         make_authority(self.authority)
         for name in hubs:
@@ -51,7 +53,10 @@ class HubWorld:
 
     def issue(self, authority: Path, name: str = DEVICE) -> Path:
         """Return a file with a new key and a certificate for it."""
-        ca, path = DeviceCa.load(authority), self.folder / f"{authority.name}-{name}.pem"
+        ca, path = (
+            DeviceCa.load(authority),
+            self.folder / f"{authority.name}-{name.replace('/', '-')}.pem",
+        )
         write_pair(path, lambda key: ca.sign_client(key, name, system_clock(), LIFE))
         return path
 
@@ -123,5 +128,8 @@ class HubWorld:
         return [body for named, body in self.messages(hub) if named.get(twin.KIND) == kind]
 
     def close(self) -> None:
-        """End it."""
+        """End it, and let what the SDK leaves to the garbage collector be collected here."""
         self.double.stop()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()

@@ -17,49 +17,9 @@ from tests.agent.world import until
 from tests.brokers import KINDS, Client, SecureBroker, make_authority
 from tests.fakes.memory_transport import MemoryTransport
 from tests.iothub_agent import HubWorld
+from tests.transport_caller import Done, Events, sealed
 
 DEVICE = "cam-1"
-
-
-class Events:
-    """The agent's side: remembers what it is told."""
-
-    def __init__(self) -> None:
-        self.connected = 0
-        self.disconnected: list[str] = []
-        self.desired: list[bytes] = []
-        self.asked: list[bytes] = []
-        self.refused: list[str] = []
-
-    def on_connected(self) -> None:
-        self.connected += 1
-
-    def on_refused(self, reason: str) -> None:
-        self.refused.append(reason)
-
-    def on_disconnected(self, reason: str) -> None:
-        self.disconnected.append(reason)
-
-    def on_desired(self, payload: bytes) -> None:
-        self.desired.append(payload)
-
-    def on_renew(self, payload: bytes) -> None:
-        self.asked.append(payload)
-
-
-class Done:
-    """Remembers what a `done` was told."""
-
-    def __init__(self) -> None:
-        self.told: list[bool] = []
-
-    def __call__(self, held: bool) -> None:
-        self.told.append(held)
-
-
-def sealed(text: str) -> bytes:
-    """Return an envelope that nobody verifies here."""
-    return b'{"payload":"' + text.encode() + b'"}'
 
 
 class FakeWorld:

@@ -28,6 +28,7 @@ from edgefleet_shared.identifiers import check_device, sha256_digest
 
 LIFE = timedelta(days=30)
 CLOCK_SLACK = timedelta(minutes=5)  # a device whose clock is a little behind must still start
+BACKDATED = timedelta(minutes=15)  # a hub or device whose clock is behind must take a new one
 CERTIFICATE = "device-ca.crt"
 KEY = "device-ca.pem"
 _END = b"-----END PRIVATE KEY-----\n"
@@ -204,7 +205,7 @@ def _issue(
         .issuer_name(issuer.certificate.subject)
         .public_key(key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - CLOCK_SLACK)
+        .not_valid_before(now - BACKDATED)
         .not_valid_after(min(now + life, issuer.certificate.not_valid_after_utc))
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_signing_only(), critical=True)

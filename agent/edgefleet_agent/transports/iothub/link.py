@@ -18,6 +18,7 @@ from azure.iot.device import Message, MethodRequest, MethodResponse
 from azure.iot.device import exceptions as sdk
 
 from edgefleet_agent.transports.iothub.speech import Answer
+from edgefleet_agent.transports.iothub.threads import Watcher
 from edgefleet_shared.identifiers import new_id
 
 CONNECT_S = 60.0
@@ -26,6 +27,7 @@ ANSWER_S = 30.0
 RENEWAL_S = 20.0
 """The SDK gets so long to come back with a new token."""
 CLOSE_S = 10.0
+DEAD_CLOSE_S = 0.5
 _STATUS = re.compile(r"returned status (\d+)")
 
 
@@ -69,6 +71,8 @@ class Link:
         self._asked: set[asyncio.Future[Any]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._standing = self._away = False
+        self._watcher = Watcher(self._in_loop(self._die))
+        self._close_s = CLOSE_S
         self.broken = asyncio.Event()
         self.reason = self.distrust = ""
 
@@ -79,7 +83,9 @@ class Link:
             BrokenLinkError: No; `reason` says why, `distrust` if it is for lack of trust.
         """
         self._client.on_connection_state_change = self._in_loop(self._state_changed)
+        self._watcher.open()
         await self._race(self._client.connect, CONNECT_S)
+        self._watcher.settled()
         self._standing = True
         self._state_changed()
 
@@ -134,14 +140,20 @@ class Link:
     async def close(self) -> None:
         """Let go of the client and of everything that waits."""
         self.leave("closed")
+        self._watcher.close()
         for task in list(self._tasks):
             task.cancel()
         for _ in range(2):  # if the first finds the connection half broken, it stops half-way
             try:
-                await asyncio.wait_for(self._client.shutdown(), CLOSE_S)
+                await asyncio.wait_for(self._client.shutdown(), self._close_s)
             except (sdk.ClientError, TimeoutError):
                 continue
             return
+
+    def _die(self, why: str) -> None:
+        """The SDK's network thread is dead, and so nobody will tell it that it is disconnected."""
+        self._close_s = DEAD_CLOSE_S
+        self.leave(why)
 
     def _in_loop(self, act: Callable[..., None]) -> Callable[..., None]:
         """Return a handler for the SDK's threads."""
@@ -184,11 +196,13 @@ class Link:
             self.leave("the connection broke")
         elif not self._away:
             self._away = True
+            self._watcher.open()
             self._spawn(self._await_renewal())
 
     def _come_back(self) -> None:
         assert self._token_s is not None
         self._away = False
+        self._watcher.settled()
         self._renews_at = time.time() + self._token_s
         for asked in list(self._asked):
             asked.cancel()  # whose answer went to the old connection; it is asked again

@@ -283,7 +283,8 @@ class IotHubTransport:
 
 def _quiet(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """The SDK answers what was given up; anything else is a fault."""
-    if not isinstance(context.get("exception"), asyncio.InvalidStateError):
+    given_up = isinstance(context.get("exception"), asyncio.InvalidStateError)
+    if not given_up and context["message"] != "Future exception was never retrieved":
         loop.default_exception_handler(context)
 
 
