@@ -7,7 +7,7 @@ import ssl
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,16 +118,25 @@ def reading(text: str, *, group: str = "$Default", **options: Any) -> Iterator[R
         args=(found.on_batch,),
         kwargs={"on_error": found.on_error, **asked},
     )
-    thread.start()
-    try:
-        yield found
-    finally:
-        client.close()
-        thread.join(20)
-        with warnings.catch_warnings():
-            # The SDK forgets to close the socket of a connection that broke.
-            warnings.simplefilter("ignore", ResourceWarning)
+    with warnings.catch_warnings():
+        # The SDK forgets to close the socket of a connection that broke; it goes with the garbage.
+        warnings.simplefilter("ignore", ResourceWarning)
+        thread.start()
+        try:
+            yield found
+        finally:
+            client.close()
+            thread.join(20)
             gc.collect()
+
+
+def close(readings: Iterable[Reading]) -> None:
+    """Close several consumers at a time; each takes a second."""
+    threads = [threading.Thread(target=one.client.close) for one in readings]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 _OF_CLIENT = {

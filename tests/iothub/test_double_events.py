@@ -10,7 +10,7 @@ from azure.eventhub.exceptions import AuthenticationError, ConnectionLostError
 
 from edgefleet_provisioning.iothub_double import events as events_module
 from edgefleet_provisioning.iothub_double.service_side import entity_of
-from tests.iothub.service_world import GROUPS, MemoryStore, reading, service_world, until
+from tests.iothub.service_world import GROUPS, MemoryStore, close, reading, service_world, until
 
 
 @pytest.fixture
@@ -47,10 +47,16 @@ def _ours(found):
 
 
 def test_an_event_arrives_with_what_the_hub_says_of_it(world):
-    """Body, properties, system properties and the hub's annotations reach the consumer."""
+    """Body, properties, annotations, the partition's end; 256 KB come whole in several frames."""
+    large = "x" * (256 * 1024)
     _send(world, "{}", kind="ev", stream="drift report")
-    with reading(world.side.events_string(world.hub)) as found:
-        until(lambda: _ours(found))
+    _send(world, large)
+    with reading(
+        world.side.events_string(world.hub), partition_id=_partition(world),
+        track_last_enqueued_event_properties=True,
+    ) as found:  # fmt: skip
+        until(lambda: len(_ours(found)) == 2)
+    assert _ours(found) == ["{}", large]
     event = next(e for e in found.events if e.body_as_str() == "{}")
     said = event.system_properties
     assert event.properties == {b"kind": b"ev", b"stream": b"drift report"}
@@ -59,9 +65,11 @@ def test_an_event_arrives_with_what_the_hub_says_of_it(world):
     assert b'"type":"sas"' in said[b"iothub-connection-auth-method"]
     assert isinstance(said[b"iothub-enqueuedtime"], int)
     assert event.partition_key == b"d1"
-    kept = world.hub.log.last(int(_partition(world)))
+    last = world.hub.log.last(int(_partition(world)))
+    kept = next(e for e in world.hub.log.all() if e.body == b"{}")
     assert (event.sequence_number, event.offset) == (kept.sequence, kept.offset)
     assert abs(event.enqueued_time.timestamp() - kept.enqueued) < 0.01
+    assert get_last_enqueued_event_properties(event)["sequence_number"] == last.sequence
     assert not found.errors
 
 
@@ -73,15 +81,6 @@ def test_events_that_come_later_are_pushed(world):
             _send(world, f"n{number}", device=f"d{1 + number % 4}")
         until(lambda: len(_ours(found)) == 250)
     assert sorted(_ours(found)) == sorted(f"n{number}" for number in range(250))
-
-
-def test_a_message_larger_than_a_frame_arrives_whole(world):
-    """256 KB, the most that a device may send, take several frames."""
-    large = "x" * (256 * 1024)
-    _send(world, large, "small")
-    with reading(world.side.events_string(world.hub)) as found:
-        until(lambda: len(_ours(found)) == 2)
-    assert _ours(found) == [large, "small"]
 
 
 _POSITIONS = {
@@ -112,6 +111,7 @@ def test_a_consumer_begins_where_it_says(world):
                 reading(text, partition_id=_partition(world), group=_group(case), **options)
             )
         until(lambda: all("c" in _ours(one) for one in found.values()))
+        close(found.values())
     for case, (_, _, first) in _POSITIONS.items():
         assert _ours(found[case]) == ["a", "b", "c"][first:], case
 
@@ -197,34 +197,30 @@ def test_a_broken_connection_is_made_anew_and_nothing_is_lost(world):
     assert _ours(found) == ["a", "b", "c"]
 
 
-_STRANGERS = {
-    "another policy's key": AuthenticationError,
-    "a policy that may not listen": AuthenticationError,
-    "another event hub": AuthenticationError,
-    "an unknown consumer group": ConnectionLostError,
-}
-
-
-def test_who_may_not_read_is_refused(world):
-    """A wrong key, a policy of the registry, an unknown hub and an unknown group get nothing."""
+def test_what_cannot_be_read_is_refused(world):
+    """A wrong key, no right, an unknown hub or group, and an offset of another hub's log."""
     text, key = world.side.events_string(world.hub), world.hub.policies["service"]
+    entity, registry = entity_of(world.hub), world.side.events_string(world.hub, "registryRead")
     asked = {
-        "another policy's key": (text.replace(key, world.hub.policies["device"]), "$Default"),
-        "a policy that may not listen": (
-            world.side.events_string(world.hub, "registryRead"), "$Default"
-        ),
-        "another event hub": (text.replace(entity_of(world.hub), "nobody"), "$Default"),
-        "an unknown consumer group": (text, "nobody"),
-    }  # fmt: skip
+        "another policy's key": (text.replace(key, world.hub.policies["device"]), {}),
+        "a policy that may not listen": (registry, {}),
+        "another event hub": (text.replace(entity, "nobody"), {}),
+        "an unknown consumer group": (text, {"group": "nobody"}),
+        "an offset behind the end": (text, {"starting_position": "99999999"}),
+    }
     with ExitStack() as stack:
         found = {
-            case: stack.enter_context(reading(at, group=group, partition_id="0", retry_total=0))
-            for case, (at, group) in asked.items()
+            case: stack.enter_context(reading(at, partition_id="0", retry_total=0, **options))
+            for case, (at, options) in asked.items()
         }
         until(lambda: all(one.errors for one in found.values()))
-    for case, kind in _STRANGERS.items():
-        assert isinstance(found[case].errors[0], kind), case
-        assert not found[case].events
+        close(found.values())
+    told = {case: one.errors[0] for case, one in found.items()}
+    for case in list(asked)[:3]:
+        assert isinstance(told[case], AuthenticationError), case
+    assert isinstance(told["an unknown consumer group"], ConnectionLostError)
+    assert "supplied offset" in str(told["an offset behind the end"])
+    assert not any(one.events for one in found.values())
 
 
 def test_a_token_that_has_expired_ends_the_link(world):
@@ -268,29 +264,6 @@ def test_an_offset_that_is_past_its_retention_begins_at_the_oldest_event(tmp_pat
         ) as found:  # fmt: skip
             until(lambda: "j" in _ours(found))
     assert _ours(found) == list("fghij")
-
-
-def test_an_offset_behind_the_last_event_is_refused(world):
-    """A checkpoint of another hub's log does not silently skip events."""
-    with reading(
-        world.side.events_string(world.hub), retry_total=0, partition_id=_partition(world),
-        starting_position="99999999",
-    ) as found:  # fmt: skip
-        until(lambda: found.errors)
-    assert "supplied offset" in str(found.errors[0])
-
-
-def test_each_event_can_say_what_the_last_one_is(world):
-    """A consumer that tracks the partition's end is told it with each event."""
-    _send(world, "a", "b")
-    with reading(
-        world.side.events_string(world.hub), partition_id=_partition(world),
-        track_last_enqueued_event_properties=True,
-    ) as found:  # fmt: skip
-        until(lambda: "b" in _ours(found))
-    last = world.hub.log.last(int(_partition(world)))
-    told = get_last_enqueued_event_properties(found.events[0])
-    assert told["sequence_number"] == last.sequence
 
 
 def test_events_come_over_tls_too(tmp_path):
