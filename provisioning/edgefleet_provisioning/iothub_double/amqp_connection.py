@@ -11,7 +11,8 @@ from typing import Protocol
 
 from edgefleet_provisioning.iothub_double import amqp_frames as amqp
 from edgefleet_provisioning.iothub_double.amqp_codec import AmqpError, Symbols, UByte
-from edgefleet_provisioning.iothub_double.amqp_session import Desk, Session
+from edgefleet_provisioning.iothub_double.amqp_links import Desk
+from edgefleet_provisioning.iothub_double.amqp_session import Session
 
 MAX_FRAME = 65536
 _BUFFERED_MAX = 512 * 1024  # bytes that may wait for a slow client before no more events are read
@@ -71,12 +72,12 @@ class Connection:
         pump = asyncio.ensure_future(self._pump())
         try:
             await self._talk()
+        except TimeoutError:
+            self._close("amqp:connection:forced", "The connection was inactive for too long.")
         except (asyncio.IncompleteReadError, OSError):
             pass  # it left without a word
         except AmqpError as error:
             self._close("amqp:decode-error", str(error))
-        except TimeoutError:
-            self._close("amqp:connection:forced", "The connection was inactive for too long.")
         finally:
             pump.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -148,7 +149,8 @@ class Connection:
     def _sasl(self, init: amqp.Frame) -> bool:
         mechanism = str(init.fields["mechanism"])
         if mechanism == "PLAIN":
-            parts = bytes(init.fields["initial_response"] or b"").split(b"\0")
+            said = init.fields["initial_response"]
+            parts = said.split(b"\0") if isinstance(said, bytes) else []
             return len(parts) == 3 and self._desk.plain(
                 parts[1].decode("utf-8", "replace"), parts[2].decode("utf-8", "replace")
             )

@@ -108,6 +108,17 @@ _FIELDS: dict[int, _Kinds] = {
     SASL_INIT: {"mechanism": None, "initial_response": None, "hostname": None},
     SASL_OUTCOME: {"code": UByte, "additional_data": None},
 }
+_MANDATORY: dict[int, tuple[str, ...]] = {
+    OPEN: ("container_id",),
+    BEGIN: ("next_outgoing_id", "incoming_window", "outgoing_window"),
+    ATTACH: ("name", "handle", "role"),
+    FLOW: ("incoming_window", "next_outgoing_id", "outgoing_window"),
+    TRANSFER: ("handle",),
+    DISPOSITION: ("role", "first"),
+    DETACH: ("handle",),
+    SASL_INIT: ("mechanism",),
+}
+_NUMBERS = (UByte, UShort, UInt)
 _PROPERTIES = (
     "message_id",
     "user_id",
@@ -179,13 +190,16 @@ def read_frame(header: bytes, body: bytes) -> Frame:
         return Frame(channel, 0, {}, b"")
     reader = Reader(body)
     told = reader.value()
-    if not isinstance(told, Described) or told.descriptor not in _FIELDS:
+    code = told.descriptor if isinstance(told, Described) else None
+    if not isinstance(code, int) or code not in _FIELDS:
         raise AmqpError("The frame holds no performative.")
-    names = list(_FIELDS[told.descriptor])
+    names = list(_FIELDS[code])
     if not isinstance(told.value, list) or len(told.value) > len(names):
         raise AmqpError("A performative has more fields than its kind.")
     found = told.value + [None] * (len(names) - len(told.value))
-    return Frame(channel, int(told.descriptor), dict(zip(names, found, strict=True)), reader.rest)
+    fields = dict(zip(names, found, strict=True))
+    _check(int(code), fields)
+    return Frame(channel, int(code), fields, reader.rest)
 
 
 def error(condition: str, description: str) -> Described:
@@ -222,15 +236,32 @@ def read_message(payload: bytes) -> Message:
     found: dict[str, Any] = {}
     while reader.rest:
         section = reader.value()
-        if not isinstance(section, Described):
-            raise AmqpError("A message's section has no descriptor.")
+        if not isinstance(section, Described) or not isinstance(section.descriptor, int):
+            raise AmqpError("A message's section has no number.")
         if section.descriptor == PROPERTIES:
+            if not isinstance(section.value, list):
+                raise AmqpError("A message's properties are no list.")
             found["properties"] = dict(zip(_PROPERTIES, section.value, strict=False))
         elif section.descriptor == APPLICATION_PROPERTIES:
+            if not isinstance(section.value, dict):
+                raise AmqpError("Application properties are no map.")
             found["application"] = section.value
         elif section.descriptor in {DATA, VALUE}:
             found["body"] = section.value
     return Message(**found)
+
+
+def _check(code: int, fields: Mapping[str, Any]) -> None:
+    for name in _MANDATORY.get(code, ()):
+        if fields[name] is None:
+            raise AmqpError(f"The field {name} is missing.")
+    for name, kind in _FIELDS[code].items():
+        value = fields[name]
+        number = isinstance(value, int) and not isinstance(value, bool)
+        if value is not None and kind in _NUMBERS and not number:
+            raise AmqpError(f"The field {name} is no number.")
+        if name == "properties" and not isinstance(value, dict | None):
+            raise AmqpError("The field properties is no map.")
 
 
 def _as(kind: Callable[[Any], Any] | None, value: Any) -> Any:

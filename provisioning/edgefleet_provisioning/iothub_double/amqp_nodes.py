@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from edgefleet_provisioning.iothub_double.amqp_codec import AmqpError, Int, Timestamp
 from edgefleet_provisioning.iothub_double.amqp_frames import Message, read_message, write_message
+from edgefleet_provisioning.iothub_double.amqp_links import Ask, LinkError, Sink, Source
 from edgefleet_provisioning.iothub_double.amqp_receivers import (
     NO_TIME,
     PartitionSource,
@@ -26,7 +27,6 @@ from edgefleet_provisioning.iothub_double.amqp_receivers import (
     Receivers,
     start,
 )
-from edgefleet_provisioning.iothub_double.amqp_session import Ask, LinkError, Sink, Source
 from edgefleet_provisioning.iothub_double.clock import Clock, millis
 from edgefleet_provisioning.iothub_double.credentials import check_token, read_token, refused
 from edgefleet_provisioning.iothub_double.events import EventLog
@@ -140,7 +140,9 @@ class EventDesk:
         place, log = self._place(path)
         self._check(path)
         epoch = ask.properties.get(_EPOCH)
-        receiver = Receiver(ask.name, None if epoch is None else int(epoch), self._wake)
+        if epoch is not None and not isinstance(epoch, int):
+            raise LinkError("amqp:invalid-field", "The epoch is no number.")
+        receiver = Receiver(ask.name, epoch, self._wake)
         after = start(log, place.partition, ask.filters)
         self._namespace.receivers.join(place, receiver)
 

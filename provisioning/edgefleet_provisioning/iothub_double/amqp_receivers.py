@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from edgefleet_provisioning.iothub_double.amqp_codec import Described, Timestamp
 from edgefleet_provisioning.iothub_double.amqp_frames import Message, write_message
-from edgefleet_provisioning.iothub_double.amqp_session import LinkError
+from edgefleet_provisioning.iothub_double.amqp_links import LinkError
 from edgefleet_provisioning.iothub_double.clock import millis
 from edgefleet_provisioning.iothub_double.events import Event, EventLog
 
@@ -103,7 +103,7 @@ def start(log: EventLog, partition: int, filters: Mapping[Any, Any]) -> int:
     value = found.value if isinstance(found, Described) else found
     if value is None:
         return -1
-    text = value.decode() if isinstance(value, bytes) else str(value)
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
     match = _TERM.match(text.strip())
     if match is None:
         raise LinkError("amqp:not-implemented", f"The filter {text!r} is not supported.")
