@@ -22,6 +22,7 @@ from edgefleet_cloud.groups import endpoints as groups
 from edgefleet_cloud.http_errors import Problem
 from edgefleet_cloud.idempotency.middleware import Idempotency, show_again
 from edgefleet_cloud.idempotency.service import Repeated
+from edgefleet_cloud.iothub import endpoints as iothubs
 from edgefleet_cloud.middleware import BodyLimit, Outermost
 from edgefleet_cloud.models import endpoints as models
 from edgefleet_cloud.ports import system_clock
@@ -40,6 +41,7 @@ GUARDED: tuple[APIRouter, ...] = (
     enrollments.tickets,
     group_tickets.router,
     groups.router,
+    iothubs.router,
     events.router,
     audit.router,
     reports.router,

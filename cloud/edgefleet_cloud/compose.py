@@ -46,6 +46,9 @@ from edgefleet_cloud.iothub.pacing import Pacer
 from edgefleet_cloud.iothub.registry import Parts as RegistryParts
 from edgefleet_cloud.iothub.registry import Registry
 from edgefleet_cloud.iothub.rest import HubRest
+from edgefleet_cloud.iothub.status import Hubs, View
+from edgefleet_cloud.iothub.sync import Needs as SyncNeeds
+from edgefleet_cloud.iothub.sync import RegistrySync
 from edgefleet_cloud.iothub.told import Told
 from edgefleet_cloud.iothub.upstream import Needs, Upstream
 from edgefleet_cloud.iothub.ways import BROKER, Moves, Ways
@@ -149,7 +152,7 @@ def compose(config: Config) -> Program:
     parts = Parts(
         database, config.limits, tokens, gate, trust, uploads, models,
         events, heads, devices, groups, enrollments, reports, ingest, steering.rollouts, asking,
-        renewals, broker, steering.announcer,
+        renewals, broker, steering.announcer, paths.hubs,
     )  # fmt: skip
     https = config.api_url.startswith("https:")
     return Program(create_app(parts, https=https), background, database, feed.close)
@@ -264,6 +267,7 @@ class _Paths(NamedTuple):
     transport: Transport
     disconnector: Disconnector
     background: Sequence[BackgroundService]
+    hubs: Hubs
 
 
 def _paths(config: Config, broker: BrokerService, database: Database, events: EventLog) -> _Paths:
@@ -277,24 +281,38 @@ def _paths(config: Config, broker: BrokerService, database: Database, events: Ev
         disconnections = _disconnections(config, broker, database, events, mqtt)
         disconnectors.append(disconnections)
         background.append(disconnections)
-    hubs: dict[str, IotHubTransport] = {}
-    for hub in config.iothub:
-        made = hubs[hub.name] = transports[hub.name] = _hub(hub, database, events)
-        disconnectors.append(made)
-    if not hubs:
-        return _Paths(ways, transports[BROKER], disconnectors[0], background)
-    ways.admitted = lambda hub, device: hubs[hub].disconnect(device)
+    at = {hub.name: _hub(hub, database, events) for hub in config.iothub}
+    for name, made in at.items():
+        transports[name] = made.transport
+        disconnectors.append(made.transport)
+        background.append(made.sync)
+    hubs = Hubs([made.view for made in at.values()])
+    if not at:
+        return _Paths(ways, transports[BROKER], disconnectors[0], background, hubs)
+    ways.admitted = lambda hub, device: at[hub].transport.disconnect(device)
     routed = RoutedTransport(transports, partial(ways.way_of, database))
-    return _Paths(ways, routed, DisconnectorOfAll(disconnectors), background)
+    return _Paths(ways, routed, DisconnectorOfAll(disconnectors), background, hubs)
 
 
-def _hub(hub: IotHub, database: Database, events: EventLog) -> IotHubTransport:
+class _AtHub(NamedTuple):
+    """What works with one hub."""
+
+    transport: IotHubTransport
+    sync: RegistrySync
+    view: View
+
+
+def _hub(hub: IotHub, database: Database, events: EventLog) -> _AtHub:
     pacer = Pacer(tier(hub.tier, hub.units))
     rest, letters = HubRest(hub), Letters()
     registry = Registry(RegistryParts(hub, rest, pacer, database, events), settled=letters.unpark)
     told = Told(hub.name, database, pacer)
     upstream = Upstream(hub, Needs(twins=rest, database=database, told=told, events=events))
-    return IotHubTransport(IotHubParts(hub, rest, pacer, database, registry, upstream), letters)
+    transport = IotHubTransport(
+        IotHubParts(hub, rest, pacer, database, registry, upstream), letters
+    )
+    sync = RegistrySync(hub, SyncNeeds(rest, upstream, database, events, told, registry))
+    return _AtHub(transport, sync, View(hub, transport, upstream))
 
 
 def _disconnections(

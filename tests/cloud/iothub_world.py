@@ -94,6 +94,21 @@ class Registry:
             return None
 
 
+class Writer:
+    """Writes down what is wrong in the registry."""
+
+    def __init__(self) -> None:
+        self.told: dict[str, str] = {}
+
+    def correct(self, device: str, there: str) -> None:
+        """Note a status."""
+        self.told[device] = there
+
+    def missing(self, device: str) -> None:
+        """Note an absence."""
+        self.told[device] = "missing"
+
+
 class Between:
     """Stands for `Upstream` where only its handler's thread is needed."""
 
@@ -122,6 +137,7 @@ class HubWorld:
         self.log = EventLog(EventFeed(), clock=self.clock)
         self.ingest = Ingest(database, self.log, clock=self.clock)
         self.told = Told()
+        self.writer = Writer()
         self.registry = Registry(self)
         self.handled: list[str] = []
         self.hearing = Hearing(HUB, self.registry, database, self.told, self.log, self.handle)

@@ -9,7 +9,6 @@ from datetime import timedelta
 
 import pytest
 
-from edgefleet_cloud.iothub import repository as twins
 from edgefleet_cloud.iothub.checkpoints import Source
 from edgefleet_cloud.iothub.gaps import Gaps
 from edgefleet_cloud.iothub.rest import Throttled
@@ -37,15 +36,9 @@ def sync_of(world: HubWorld, **needs: object) -> RegistrySync:
         "database": world.database,
         "events": world.log,
         "pace": world.told,
+        "writer": world.writer,
     }
     return RegistrySync(world.config, Needs(**{**parts, **needs}), clock=world.clock)
-
-
-def status(world: HubWorld, device: str) -> str | None:
-    """Return what was noted of a device's status in the registry."""
-    with world.database.read() as session:
-        row = twins.find(session, device, HUB)
-        return row.status if row else None
 
 
 def test_a_report_whose_event_is_lost_is_taken_from_the_twin(world):
@@ -119,22 +112,18 @@ def test_what_breaks_off_is_due(world):
 
 
 def test_a_status_that_is_wrong_is_noted(world):
-    """What the registry says against our state is noted where its writer finds it."""
+    """What the registry says against our state is told to who writes there."""
     world.add("gone", state="decommissioned")
     world.add("out", state="revoked")
     world.hub.registry.update("cam-1", status="disabled")
     world.sync.once()
-    assert {device: status(world, device) for device in ("cam-1", "out", "gone")} == {
-        "cam-1": "disabled",
-        "out": "enabled",
-        "gone": "enabled",
-    }
+    assert world.writer.told == {"cam-1": "disabled", "out": "enabled", "gone": "enabled"}
 
 
 def test_a_status_that_is_right_is_left(world):
-    """Nothing is written for a device of which the registry says what we do."""
+    """Nothing is told of a device of which the registry says what we do."""
     world.sync.once()
-    assert status(world, "cam-1") is None
+    assert world.writer.told == {}
 
 
 def test_strangers_are_told_and_forgotten(world):
@@ -152,12 +141,12 @@ def test_strangers_are_told_and_forgotten(world):
 
 
 def test_a_device_that_should_be_there_is_missed(world):
-    """One that speaks by the hub and is not in its registry is told, and noted as absent."""
+    """One that speaks by the hub and is not in its registry is told, also to who writes there."""
     world.hub.registry.delete("cam-1")
     world.sync.once()
     assert world.at_hub("cam-1").missing
     assert len(world.events("iothub.device_missing")) == 1
-    assert status(world, "cam-1") == "absent"
+    assert world.writer.told == {"cam-1": "missing"}
 
 
 def test_a_late_index_misses_nobody(world):

@@ -110,7 +110,6 @@ class Session:
         for number, held in (await self._hold(asked)).items():
             count = lost(positions[number], held)
             if count != 0:
-                log.warning("IoT Hub %s: %s events are gone in %s", self._hub.name, count, number)
                 await asyncio.to_thread(self._gaps.lost, number, count)
                 await asyncio.to_thread(self._checkpoints.forget, number)
                 del good[number]
@@ -151,8 +150,13 @@ class Session:
             async with limit:
                 return await ask(number)
 
-        found = await asyncio.gather(*(one(number) for number in numbers))
-        return dict(zip(numbers, found, strict=True))
+        asking = [asyncio.create_task(one(number)) for number in numbers]
+        try:
+            return dict(zip(numbers, await asyncio.gather(*asking), strict=True))
+        finally:  # each closes its connection, also when the first has failed
+            for each in asking:
+                each.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
 
     def _saw(self) -> None:
         if not self._state.connected:

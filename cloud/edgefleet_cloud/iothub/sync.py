@@ -21,10 +21,8 @@ from edgefleet_cloud.database import Database
 from edgefleet_cloud.devices.tables import DeviceRow
 from edgefleet_cloud.hub_config import IotHub
 from edgefleet_cloud.iothub import registry_repository as repository
-from edgefleet_cloud.iothub import repository as twins
 from edgefleet_cloud.iothub.hearing import Hearing, mark, row_of
 from edgefleet_cloud.iothub.judge import Finding, judge
-from edgefleet_cloud.iothub.tables import ABSENT
 from edgefleet_cloud.iothub.upstream import Upstream
 from edgefleet_cloud.ports import Clock, EventSink, system_clock
 from edgefleet_shared.errors import EdgeFleetError, UnavailableError
@@ -68,6 +66,18 @@ class Pace(Protocol):
         ...
 
 
+class Writer(Protocol):
+    """Makes the registry right."""
+
+    def correct(self, device: str, there: str) -> None:
+        """Hear what the registry wrongly says of a device: enabled or disabled."""
+        ...
+
+    def missing(self, device: str) -> object:
+        """Hear that the registry does not know a device."""
+        ...
+
+
 class Needs(NamedTuple):
     """What a `RegistrySync` works with."""
 
@@ -76,6 +86,7 @@ class Needs(NamedTuple):
     database: Database
     events: EventSink
     pace: Pace
+    writer: Writer
 
 
 class RegistrySync:
@@ -226,7 +237,7 @@ class RegistrySync:
 
     def _mend(self, device: str, finding: Finding, ours: DeviceRow | None) -> None:
         if finding.status:
-            self._found(device, finding.status)
+            self._needs.writer.correct(device, finding.status)
         report, online = finding.report, finding.online
         if report is not None and report.payload is not None:
             log.info("IoT Hub %s: a report of %s is taken from its twin", self._hub.name, device)
@@ -235,12 +246,6 @@ class RegistrySync:
             self._between(
                 partial(Hearing.take_presence, device=device, boot=ours.boot, online=online)
             )
-
-    def _found(self, device: str, status: str) -> None:
-        """Note what the registry says of a device; who writes there makes it right."""
-        now = format_time(self._clock())
-        with self._needs.database.write() as session:
-            twins.change(session, device, self._hub.name, now, status=status)
 
     def _between(self, call: Callable[[Hearing], None]) -> None:
         """Do something in the handler's thread; what breaks the handler is left.
@@ -268,7 +273,7 @@ class RegistrySync:
             with self._needs.database.write() as session:
                 row = row_of(session, name, device)
                 mark(session, self._needs.events, row, unknown=False, missing=True)
-            self._found(device, ABSENT)
+            self._needs.writer.missing(device)
 
     def _finish(self, *, due: bool = False, **values: object) -> None:
         with self._needs.database.write() as session:

@@ -2,6 +2,105 @@
 
 from __future__ import annotations
 
+import time
+from typing import Annotated, Any
+
 import typer
 
+from edgefleet_provisioning.api import segment
+from edgefleet_provisioning.commands.session import Session, reading
+
 app = typer.Typer(help="Look after the fleet's Azure IoT hubs.", no_args_is_help=True)
+
+POLL_S = 1.0
+COLUMNS = (
+    "hub", "tier", "connected", "devices", "updates/min", "used", "to tell", "behind", "unknown",
+    "missing", "registry read",
+)  # fmt: skip
+
+
+@app.command("list")
+@reading
+def list_(session: Session) -> None:
+    """List the hubs, each as the fleet manager sees it now."""
+    found = session.api.items("/v1/iothubs")
+    session.output.table(found, COLUMNS, [_row(hub) for hub in found])
+
+
+@app.command("show")
+@reading
+def show(
+    session: Session,
+    hub: Annotated[str, typer.Argument(metavar="HUB", help="The hub's name in cloud.toml.")],
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", help="Say each change, until nothing waits to be told or heard."),
+    ] = False,
+) -> None:
+    """Show one hub: its limits, what waits, how far events are behind, what its registry holds."""
+    path = f"/v1/iothubs/{segment(hub)}"
+    found: dict[str, Any] = session.api.get(path)
+    said = ""
+    while watch and _waits(found):
+        if (line := _progress(found)) != said:
+            session.output.note(said := line)
+        time.sleep(POLL_S)
+        found = session.api.get(path)
+    session.output.details(found, _details(found))
+
+
+def _waits(hub: dict[str, Any]) -> bool:
+    return bool(hub["documents"]["pending"] or _behind(hub))
+
+
+def _behind(hub: dict[str, Any]) -> int:
+    return sum(partition["events"] for partition in hub["partitions"])
+
+
+def _progress(hub: dict[str, Any]) -> str:
+    documents, updates = hub["documents"], hub["twin_updates"]
+    return (
+        f"{documents['sent']} sent, {documents['pending']} pending; {updates['used_pct']} % of the "
+        f"limit used, {updates['throttled']} throttled; {_behind(hub)} events behind"
+    )
+
+
+def _row(hub: dict[str, Any]) -> tuple[object, ...]:
+    updates, registry = hub["twin_updates"], hub["registry"]
+    return (
+        hub["name"], f"{hub['tier']} x {hub['units']}", hub["connected"], hub["devices"],
+        updates["last_minute"], f"{updates['used_pct']} %", hub["documents"]["pending"],
+        _behind(hub), registry["unknown"]["count"], registry["missing"]["count"],
+        registry["synced"],
+    )  # fmt: skip
+
+
+def _details(hub: dict[str, Any]) -> list[tuple[str, object]]:
+    updates, documents, registry = hub["twin_updates"], hub["documents"], hub["registry"]
+    due = ", due again" if registry["due"] else ""
+    used = (
+        f"{updates['last_minute']} in the last minute, {updates['used_pct']} % of "
+        f"{updates['limit_per_s']:g} a second; {updates['throttled']} throttled"
+    )
+    read = (
+        f"{registry['devices']} devices, read {registry['synced'] or 'never'}{due}; "
+        f"{registry['repaired']} reports taken from twins"
+    )
+    pairs: list[tuple[str, object]] = [
+        ("hub", f"{hub['name']} at {hub['host']}, {hub['tier']} x {hub['units']}"),
+        ("connected", hub["connected"]),
+        ("listening", hub["listening"]),
+        ("devices", hub["devices"]),
+        ("twin updates", used),
+        ("documents", f"{documents['sent']} sent, {documents['pending']} pending"),
+        ("registry", read),
+    ]
+    for what in ("unknown", "missing"):
+        found = registry[what]
+        more = ", ..." if found["count"] > len(found["first"]) else ""
+        pairs.append((what, f"{found['count']} {', '.join(found['first'])}{more}".strip()))
+    for lag in hub["partitions"]:
+        here = "" if lag["here"] else ", read by another server"
+        behind = f"{lag['events']} events, {lag['seconds']:g} s behind{here}"
+        pairs.append((f"partition {lag['partition']}", behind))
+    return pairs
