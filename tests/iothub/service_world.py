@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 from azure.eventhub import CheckpointStore, EventData, EventHubConsumerClient, PartitionContext
+from azure.identity import ClientSecretCredential
 
 from edgefleet_provisioning.iothub_double.authority import Authority
 from edgefleet_provisioning.iothub_double.credentials import make_token
@@ -63,6 +64,14 @@ class World:
             params={"api-version": "2021-10-01"},
         )
 
+    def credential(self, client: str, secret: str) -> ClientSecretCredential:
+        """Return azure-identity's credential of a client of the double's issuer."""
+        return ClientSecretCredential(
+            self.side.issuer.tenant, client, secret,
+            authority=f"127.0.0.1:{self.side.rest.port}", disable_instance_discovery=True,
+            connection_verify=str(self.ca),
+        )  # fmt: skip
+
 
 @contextmanager
 def service_world(folder: Path, *, tls: bool = False, hosts: tuple[str, ...] = (HOST,)):
@@ -102,15 +111,19 @@ class Reading:
 
 
 @contextmanager
-def reading(text: str, *, group: str = "$Default", **options: Any) -> Iterator[Reading]:
-    """Consume events in a thread, as a service does.
+def reading(
+    text: str | EventHubConsumerClient, *, group: str = "$Default", **options: Any
+) -> Iterator[Reading]:
+    """Consume events in a thread, as a service does, by a connection string or a client.
 
     With `retry_total=0` errors of a link are told; else the SDK tries again for ever, in silence.
     """
     made = {name: options.pop(name) for name in list(options) if name in _OF_CLIENT}
-    client = EventHubConsumerClient.from_connection_string(
-        text, group, retry_backoff_factor=0.05, **{"retry_total": 3, **made}
-    )
+    if isinstance(text, str):
+        text = EventHubConsumerClient.from_connection_string(
+            text, group, retry_backoff_factor=0.05, **{"retry_total": 3, **made}
+        )
+    client = text
     found = Reading(client)
     asked = {"max_wait_time": 0.2, "max_batch_size": 100, "starting_position": "-1", **options}
     thread = threading.Thread(

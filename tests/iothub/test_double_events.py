@@ -4,7 +4,7 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 
 import pytest
-from azure.eventhub import EventHubConsumerClient
+from azure.eventhub import EventHubConsumerClient, TransportType
 from azure.eventhub._utils import get_last_enqueued_event_properties
 from azure.eventhub.exceptions import AuthenticationError, ConnectionLostError
 
@@ -278,3 +278,24 @@ def test_events_come_over_tls_too(tmp_path):
             custom_endpoint_address=f"sb://127.0.0.1:{world.side.events.tls_port}",
         ) as found:
             until(lambda: "a" in _ours(found))
+
+
+def test_entra_tokens_open_the_event_hub(tmp_path):
+    """A client with the role to receive reads over TLS; one without it is refused."""
+    with service_world(tmp_path, tls=True) as world, ExitStack() as stack:
+        world.hub.registry.create("d1")
+        _send(world, "a")
+        found = {}
+        for name, role in (("in", "Azure Event Hubs Data Receiver"), ("out", "Contributor")):
+            secret = world.side.issuer.register(name, role)
+            credential = stack.enter_context(world.credential(name, secret))
+            client = EventHubConsumerClient(
+                "127.0.0.1", entity_of(world.hub), "$Default", credential,
+                custom_endpoint_address=f"sb://127.0.0.1:{world.side.events.tls_port}",
+                connection_verify=str(world.ca), retry_total=0, transport_type=TransportType.Amqp,
+            )  # fmt: skip
+            found[name] = stack.enter_context(reading(client, partition_id=_partition(world)))
+        until(lambda: "a" in _ours(found["in"]) and found["out"].errors)
+        close(found.values())
+        assert isinstance(found["out"].errors[0], AuthenticationError)
+        assert not found["out"].events

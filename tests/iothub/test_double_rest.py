@@ -5,7 +5,6 @@ import threading
 import httpx
 import pytest
 from azure.core.exceptions import ClientAuthenticationError
-from azure.identity import ClientSecretCredential
 
 from edgefleet_provisioning.iothub_double.credentials import make_token
 from tests.iothub.service_world import HOST, OTHER, VERSION, service_world
@@ -334,7 +333,7 @@ def test_entra_tokens_open_what_their_roles_allow(world, rest):
         "all": issuer.register("all", "IoT Hub Data Contributor"),
         "twins": issuer.register("twins", "IoT Hub Twin Contributor"),
     }
-    tokens = {name: _credential(world, name, found) for name, found in secrets.items()}
+    tokens = {name: world.credential(name, found) for name, found in secrets.items()}
     paths = {("all", "/twins/d1"): 200, ("all", "/devices/d1"): 200}
     paths |= {("twins", "/twins/d1"): 200, ("twins", "/devices/d1"): 401}
     for (name, path), status in paths.items():
@@ -355,18 +354,10 @@ def test_a_wrong_secret_gets_no_token(world):
     """The issuer refuses as Entra ID does."""
     world.side.issuer.register("app", "IoT Hub Data Contributor")
     with (
-        _credential(world, "app", "wrong") as credential,
+        world.credential("app", "wrong") as credential,
         pytest.raises(ClientAuthenticationError, match="AADSTS7000215"),
     ):
         credential.get_token(SCOPE)
-
-
-def _credential(world, client, secret):
-    return ClientSecretCredential(
-        world.side.issuer.tenant, client, secret,
-        authority=f"127.0.0.1:{world.side.rest.port}", disable_instance_discovery=True,
-        connection_verify=str(world.ca),
-    )  # fmt: skip
 
 
 def test_the_common_port_serves_each_hub_by_name_or_token(world):
