@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from edgefleet_provisioning.iothub_double import rest_web as web
+from edgefleet_provisioning.iothub_double.clock import iso
 from edgefleet_provisioning.iothub_double.limits import method_cost
 from edgefleet_provisioning.iothub_double.refusals import HubError, bad
 from edgefleet_provisioning.iothub_double.rest_query import Query
@@ -20,15 +21,35 @@ from edgefleet_provisioning.iothub_double.state import Hub
 
 PAGE, PAGE_MAX = 100, 1000
 METHOD_MAX_S = 300
+_NUMBERS = {"DeviceNotOnline": 404103, "GatewayTimeout": 504101, "InvalidResponse": 502000}
 _POLL_S = 0.05
 
 
-async def invoke(hub: Hub, request: Request, least_s: float) -> Any:
+async def invoke(hub: Hub, request: Request, least_s: float) -> Response:
     """Run a direct method on a device or module and return what it answers.
 
+    Where the device is the reason, Azure puts a number and JSON into the refusal's message.
+
     Raises:
-        HubError: 400, 404, 429, 502 or 504.
+        HubError: 400, 404 or 429.
     """
+    try:
+        return JSONResponse(await _invoke(hub, request, least_s))
+    except HubError as error:
+        if error.code not in _NUMBERS:
+            raise
+        told = {
+            "errorCode": _NUMBERS[error.code],
+            "trackingId": "double",
+            "message": str(error).removeprefix(f"ErrorCode:{error.code};"),
+            "info": {},
+            "timestampUtc": iso(hub.clock.now()),
+        }
+        body = {"Message": json.dumps(told), "ExceptionMessage": ""}
+        return JSONResponse(body, error.status, {"iothub-errorcode": error.code})
+
+
+async def _invoke(hub: Hub, request: Request, least_s: float) -> dict[str, Any]:
     said = await web.mapping(request)
     where = request.path_params["device"], request.path_params.get("module", "")
     name = said.get("methodName")
