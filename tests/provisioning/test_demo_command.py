@@ -30,13 +30,14 @@ def home():
     shutil.rmtree(folder)
 
 
-def begin(home):
+def begin(home, *options):
     """Start `demo --keep` and wait until the fleet manager runs; return it and the pids."""
     process = subprocess.Popen(
-        [*DEMO, "--keep"], cwd=home, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+        [*DEMO, "--keep", *options], cwd=home, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
     pids = home / "edgefleet-demo" / "pids.json"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 100
     while not pids.exists() or "cloud" not in pids.read_text():
         assert process.poll() is None
         assert time.monotonic() < deadline
@@ -51,9 +52,11 @@ def stop(home):
     )
 
 
-def test_an_interrupted_demo_leaves_nothing(home):
-    """Ctrl-C ends every process and removes the folder, also with --keep."""
-    process, pids = begin(home)
+@pytest.mark.parametrize("transport", ["mqtt", "iothub"])
+def test_an_interrupted_demo_leaves_nothing(home, transport):
+    """Ctrl-C ends every process, the hub's too, and removes the folder, also with --keep."""
+    process, pids = begin(home, "--transport", transport)
+    assert len(pids) == {"mqtt": 1, "iothub": 2}[transport]
     process.send_signal(signal.SIGINT)
     assert process.wait(60) != 0
     assert not any(is_running(pid, home) for pid in pids)

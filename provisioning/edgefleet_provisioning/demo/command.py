@@ -19,6 +19,7 @@ import typer
 from rich.table import Table
 
 from edgefleet_provisioning.commands.session import JsonOption
+from edgefleet_provisioning.demo.hub import IOTHUB, MQTT, Transport
 from edgefleet_provisioning.demo.narrator import Narrator
 from edgefleet_provisioning.demo.processes import PIDS, is_running
 from edgefleet_shared.errors import EdgeFleetError, InvalidInputError
@@ -31,6 +32,7 @@ WHY = {
     "crashes": "it crashed",
 }
 NEEDED = ("edgefleet_agent", "edgefleet_cloud", "onnxruntime", "skl2onnx", "sklearn")
+NEEDED_BY_HUB = ("azure.iot.device", "azure.eventhub", "starlette")
 
 
 def demo(
@@ -41,13 +43,19 @@ def demo(
     stop: Annotated[
         bool, typer.Option("--stop", help="End a fleet that --keep left running.")
     ] = False,
+    transport: Annotated[
+        Transport,
+        typer.Option(
+            help="How devices connect; iothub: to a hub on this machine as Azure has them."
+        ),
+    ] = MQTT,
     as_json: JsonOption = False,
 ) -> None:
     """Watch three model versions travel from training to inference and back, on real parts."""
     if stop:
         _stop_kept(KEPT)
         return
-    _check_installed()
+    _check_installed(transport)
     narrator = Narrator(to_stderr=as_json)
     signal.signal(signal.SIGTERM, _interrupt)
     done = False
@@ -56,7 +64,7 @@ def demo(
     from edgefleet_provisioning.demo.story import Story
 
     folder = _make_folder(keep=keep)
-    fleet = Fleet(folder, devices, narrator)
+    fleet = Fleet(folder, devices, narrator, transport)
     story = Story(fleet, narrator)
     narrator.note(
         f"A fleet manager, a broker and {devices} devices, all real, on this machine. It takes "
@@ -84,14 +92,22 @@ def demo(
         typer.echo(json.dumps(result, separators=(",", ":")))
 
 
-def _check_installed() -> None:
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+def _check_installed(transport: str) -> None:
+    needed = [*NEEDED, *(NEEDED_BY_HUB if transport == IOTHUB else ())]
+    missing = [name for name in needed if not _is_installed(name)]
     if missing:
         raise InvalidInputError(
             f"The demo needs {', '.join(missing)}, which is not installed.",
             code="demo_incomplete",
             hint="Install edgefleet with its extra: pip install 'edgefleet[demo]'.",
         )
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # not even the package that it would be in
+        return False
 
 
 def _make_folder(*, keep: bool) -> Path:

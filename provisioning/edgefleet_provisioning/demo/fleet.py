@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 
+from edgefleet_provisioning.demo.hub import IOTHUB, MQTT, NAME, Hub, Transport
 from edgefleet_provisioning.demo.narrator import Narrator
 from edgefleet_provisioning.demo.processes import Processes, run, run_json
 from edgefleet_shared.steps import Step
@@ -31,7 +32,7 @@ orphan_timeout_s = 30.0
 
 [transport]
 backoff_max_s = 2.0
-
+{transport}
 [telemetry]
 interval_s = 1.0
 """
@@ -44,15 +45,20 @@ class Fleet:
         folder: Everything lies below it; short, because Unix socket paths are.
         devices: How many agents.
         narrator: Hears what happens.
+        transport: `mqtt`, or `iothub`: the devices connect to a hub that plays Azure's.
     """
 
-    def __init__(self, folder: Path, devices: int, narrator: Narrator) -> None:
+    def __init__(
+        self, folder: Path, devices: int, narrator: Narrator, transport: Transport = MQTT
+    ) -> None:
         self.folder = folder
+        self.transport = transport
         self.names = [f"cam-{number + 1}" for number in range(devices)]
         self.processes = Processes(folder)
         self.ready: dict[str, Any] = {}
         self._narrator = narrator
         self._fleet = folder / "fleet"
+        self._hub: Hub | None = None
         self._api: httpx.Client | None = None
 
     @property
@@ -74,6 +80,11 @@ class Fleet:
         )  # fmt: skip
         self.edgefleet(*arguments)
         os.environ["EDGEFLEET_FLEET"] = str(self._fleet)  # later commands find keys and server
+        if self.transport == IOTHUB:
+            self._hub = Hub(self.folder, self._fleet / "online", self.processes)
+            self._hub.start()
+            self._hub.join(self._fleet / "online" / "cloud.toml")
+            self._narrator.say(f"a hub that plays Azure's, for the real SDKs, at {self._hub.host}")
 
     def start_cloud(self) -> None:
         """Start the fleet manager with its embedded broker."""
@@ -104,7 +115,8 @@ class Fleet:
             list(pool.map(self._start_agent, range(len(self.names))))
         for name in self.names:
             self.processes.wait_for(name, "it answered", partial(self._online, name), 30.0)
-        self._narrator.say(f"{', '.join(self.names)} enrolled and connected")
+        way = "an Azure IoT hub" if self._hub else "MQTT"
+        self._narrator.say(f"{', '.join(self.names)} enrolled and connected through {way}")
 
     def publish(self, version: str, model: Path, *options: str) -> Any:
         """Package, sign and publish one version."""
@@ -144,19 +156,21 @@ class Fleet:
         home = self.folder / name
         home.mkdir()
         config = home / "agent.toml"
-        config.write_text(AGENT_TOML.format(state=home / "state", run=home / "run"))
+        transport = self._hub.agent_toml() if self._hub else ""
+        config.write_text(
+            AGENT_TOML.format(state=home / "state", run=home / "run", transport=transport)
+        )
         ticket = home / "ticket.txt"
-        self.edgefleet(
-            "device", "enroll", name, "--label", f"site={SITES[index % len(SITES)]}",
-            "--output", str(ticket),
-            shown=["device", "enroll", name, "--label", f"site={SITES[index % len(SITES)]}"],
-        )  # fmt: skip
+        enroll = ["device", "enroll", name, "--label", f"site={SITES[index % len(SITES)]}"]
+        enroll += ["--hub", NAME] if self._hub else []
+        self.edgefleet(*enroll, "--output", str(ticket), shown=enroll)
         run([*AGENT, "enroll", "--config", str(config), "--ticket-file", str(ticket)])
         self.processes.start(name, [*AGENT, "run", "--config", str(config)])
 
     def _online(self, name: str) -> bool:
         device = self.get(f"/v1/devices/{name}")
-        return bool(device["online"]) and bool(self.get(f"/v1/devices/{name}/state")["reported"])
+        here = bool(device["online"]) and device["way"] == (NAME if self._hub else MQTT)
+        return here and bool(self.get(f"/v1/devices/{name}/state")["reported"])
 
 
 def _free_port() -> int:

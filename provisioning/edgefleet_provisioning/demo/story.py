@@ -184,6 +184,7 @@ class Story:
         self._fleet.processes.end("load")
         traffic = measure.read(self._fleet.folder / "load.npz")
         return {
+            "transport": self._fleet.transport,
             "broker": self._fleet.ready["broker_kind"],
             "devices": self._fleet.names,
             "rollouts": self._rollouts,

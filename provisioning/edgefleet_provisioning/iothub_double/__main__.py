@@ -7,12 +7,13 @@ import json
 import os
 import signal
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
 from edgefleet_provisioning.iothub_double.double import AzureDouble
 from edgefleet_provisioning.iothub_double.limits import TIERS
+
+ENDS = (signal.SIGTERM, signal.SIGINT)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -34,15 +35,14 @@ def main(arguments: list[str] | None = None) -> None:
         websockets=asked.websockets,
         address=asked.address,
     )
-    over = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: over.set())
+    # Waited for, not handled: of two signals at once the second handler would lock itself out.
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
     with double:
         for hub in double.azure.hubs.values():
             for pem in authorities:
                 hub.registry.trust(pem)
         _write(ready, json.dumps(facts(double, folder), indent=2).encode())
-        over.wait()
+        signal.sigwait(ENDS)
     ready.unlink(missing_ok=True)
 
 
