@@ -17,8 +17,8 @@ from tests.provisioning.conftest import Cli
 
 DEVICE = {
     "id": "cam-1", "labels": {"site": "berlin"}, "hardware": "rpi5", "state": "enrolled",
-    "key": "", "online": True, "last_seen": "2026-01-31T12:00:00.000Z", "agent": {}, "counter": 1,
-    "created": "2026-01-31T12:00:00.000Z",
+    "key": "", "online": True, "way": "mqtt", "agent": {}, "counter": 1,
+    "last_seen": "2026-01-31T12:00:00.000Z", "created": "2026-01-31T12:00:00.000Z",
     "slots": {"digits": {"active_version": "1.0.0", "state": "succeeded"}},
 }  # fmt: skip
 ROLLOUT = {
@@ -78,9 +78,9 @@ def test_lists_are_columns_for_people_and_json_for_machines(operator, api):
     """Without a terminal a list is aligned text with a header; --json gives all of it."""
     api.answers["GET", "/v1/devices"] = page(DEVICE)
     header, line = operator.run("device", "list").stdout.splitlines()
-    assert header.split()[:4] == ["ID", "STATE", "ONLINE", "HARDWARE"]
+    assert header.split()[:4] == ["ID", "STATE", "ONLINE", "WAY"]
     assert line.split()[:7] == [
-        "cam-1", "enrolled", "yes", "rpi5", "site=berlin", "digits", "1.0.0",
+        "cam-1", "enrolled", "yes", "mqtt", "rpi5", "site=berlin", "digits",
     ]  # fmt: skip
     assert operator.json("device", "list") == [DEVICE]
 

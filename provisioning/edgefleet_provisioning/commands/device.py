@@ -102,10 +102,13 @@ def list_(
     """List devices and what they run."""
     devices = session.api.items("/v1/devices", filter=selector or "")
     rows = [
-        (d["id"], _state(d), d["online"], d["hardware"], _labels(d), _runs(d), d.get("last_seen"))
+        (
+            d["id"], _state(d), d["online"], d.get("way"), d["hardware"], _labels(d), _runs(d),
+            d.get("last_seen"),
+        )
         for d in devices
-    ]
-    columns = ("id", "state", "online", "hardware", "labels", "runs", "last seen")
+    ]  # fmt: skip
+    columns = ("id", "state", "online", "way", "hardware", "labels", "runs", "last seen")
     session.output.table(devices, columns, rows)
 
 
@@ -117,7 +120,8 @@ def show(session: Session, device: KnownId) -> None:
     found = session.api.get(path)
     state = session.api.get(f"{path}/state")
     pairs: list[tuple[str, object]] = [
-        (key, found.get(key)) for key in ("id", "state", "online", "hardware", "key", "last_seen")
+        (key, found.get(key))
+        for key in ("id", "state", "online", "way", "hardware", "key", "last_seen")
     ]
     given = session.api.get(f"{path}/certificates")["items"]
     until = next((c["not_after"] for c in given if not c["revoked"]), None)
