@@ -215,6 +215,7 @@ def test_messages_wait_for_an_absent_device(hub: Hub) -> None:
         hub.send_c2d("d1", b"one more")
     assert refused.value.status == 403
     hub.sessions.acknowledge("d1", sent[0].number)
+    assert hub.twin("d1")["cloudToDeviceMessageCount"] == 49
     assert [m.body for m in hub.sessions.pending("d1")] == [str(i).encode() for i in range(1, 50)]
 
 

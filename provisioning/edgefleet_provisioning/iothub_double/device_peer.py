@@ -220,5 +220,5 @@ class DevicePeer:
 
 def fields(text: str) -> dict[str, str]:
     """Return the properties of a topic; `+` is a plus there, not a space."""
-    pairs = (part.partition("=") for part in text.rstrip("/").split("&") if part)
+    pairs = (part.partition("=") for part in text.removesuffix("/").split("&") if part)
     return {unquote(name): unquote(value) for name, _, value in pairs}

@@ -65,10 +65,14 @@ class Sessions:
     Args:
         lock: The hub's lock.
         changed: Told `(device, module, connected)` under the lock.
+        queued: Told `(device, how many messages wait)` under the lock.
     """
 
-    def __init__(self, lock: threading.RLock, changed: Callable[[str, str, bool], None]) -> None:
-        self._lock, self._changed = lock, changed
+    def __init__(
+        self, lock: threading.RLock, changed: Callable[[str, str, bool], None],
+        queued: Callable[[str, int], None],
+    ) -> None:  # fmt: skip
+        self._lock, self._changed, self._queued = lock, changed, queued
         self._live: dict[tuple[str, str], Session] = {}
         self._queues: dict[str, deque[Message]] = {}
         self._filters: dict[tuple[str, str], set[str]] = {}
@@ -127,7 +131,9 @@ class Sessions:
         with self._lock:
             if clean:
                 self._filters.pop((device, module), None)
-                self._queues.pop(device, None) if not module else None
+                if not module:
+                    self._queues.pop(device, None)
+                    self._queued(device, 0)
             return self._filters.setdefault((device, module), set())
 
     def desired(self, device: str, module: str, patch: dict[str, Any]) -> None:
@@ -153,6 +159,7 @@ class Sessions:
                 )
             message = Message(next(self._numbers), body, dict(properties))
             queue.append(message)
+            self._queued(device, len(queue))
             session = self._live.get((device, ""))
             if session is not None:
                 session.listener.c2d(message)
@@ -168,6 +175,7 @@ class Sessions:
         with self._lock:
             queue = self._queues.get(device, deque())
             self._queues[device] = deque(m for m in queue if m.number != number)
+            self._queued(device, len(self._queues[device]))
 
     def call(self, device: str, module: str, name: str, payload: bytes) -> Future[Answer]:
         """Run a method on a connected device.

@@ -11,6 +11,7 @@ import copy
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +68,7 @@ class Hub:
         self.throttles = Throttles(tier, units, clock)
         self.log = EventLog(partitions, self.lock)
         self.notices = Notices(self.name, self.log, clock)
-        self.sessions = Sessions(self.lock, self._connection)
+        self.sessions = Sessions(self.lock, self._connection, self._queued)
         self.registry = Registry(clock, self.lock, self._identity)
         self._twins: dict[tuple[str, str], _Twin] = {}
 
@@ -263,6 +264,10 @@ class Hub:
             identity.connected = connected
             identity.connection_changed = iso(self.clock.now())
         self.notices.connection(device, module, connected=connected)
+
+    def _queued(self, device: str, count: int) -> None:
+        with suppress(HubError):  # a message may outlive its device for a moment
+            self.registry.get(device).queued = count
 
 
 class Azure:
