@@ -138,14 +138,17 @@ class AzureDouble:
         return self.server.cut(chosen)
 
     def off_net(self, hub: str = "") -> None:
-        """Take a hub off the net: its address refuses connections, and those there are end."""
+        """Take a hub off the net: its address refuses connections, and those there are end.
+
+        Its REST interface answers 503. Its events can still be read: they lie elsewhere in Azure.
+        """
+        self.azure.away.add(self.hub(hub).host)
         self.server.unlisten(self.address(hub))
-        self.server.refusing.add(self.hub(hub).host)  # nor by another hub's address
         self.cut(hub=self.hub(hub).host)
 
     def on_net(self, hub: str = "") -> None:
         """Bring a hub back."""
-        self.server.refusing.discard(self.hub(hub).host)
+        self.azure.away.discard(self.hub(hub).host)
         self.server.listen(self.address(hub), websockets=self.websockets)
 
     def refuse(self, hub: str = "", *, refusing: bool = True) -> None:

@@ -126,6 +126,12 @@ class RestServer:
                     transport.abort()
 
     def _hub_of(self, request: Request) -> Hub:
+        hub = self._named(request)
+        if hub.host in self._azure.away:
+            raise HubError(503, "ServiceUnavailable", f"{hub.host} is off the net.", 1.0)
+        return hub
+
+    def _named(self, request: Request) -> Hub:
         own = self._hubs.get(int(request.scope["server"][1]))
         if own is not None:
             return self._azure.hub(own)

@@ -174,7 +174,7 @@ class DeviceServer:
         leaf = link.wire.leaf()
         chain = self._tls.chain(leaf) if leaf else []
         host = hello.username.split("/", 1)[0].lower()
-        if host in self.refusing:
+        if host in self.refusing | self._azure.away:
             raise RefusedError(UNAVAILABLE, f"{host} refuses for now.")
         if self.provisioning is not None and "/registrations/" in hello.username:
             return DpsPeer(self.provisioning, hello, chain)

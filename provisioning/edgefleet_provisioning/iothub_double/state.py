@@ -280,6 +280,8 @@ class Azure:
     def __init__(self, clock: Clock | None = None) -> None:
         self.clock = clock or Clock()
         self.hubs: dict[str, Hub] = {}
+        self.away: set[str] = set()
+        """Hosts of hubs that are off the net."""
 
     def add(
         self, host: str, tier: str = "S1", units: int = 1, partitions: int = 4, name: str = ""
