@@ -12,6 +12,13 @@ try:
 except ImportError:  # the isolated run of a device's packages may do without
     settings = None
 
+try:
+    from paho.mqtt.client import Client as PahoClient
+except ImportError:  # the cloud alone has another client
+    PahoClient = None
+
+PAHO = []
+"""Clients of paho's that tests have made and that are not yet put away."""
 REQUIRE = "EDGEFLEET_REQUIRE_PROGRAMS"
 PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
 
@@ -32,6 +39,17 @@ if settings and os.environ.get("CI"):
     settings.load_profile("ci")
 
 
+if PahoClient:
+    make_paho = PahoClient.__init__
+
+    def note_paho(self, *args, **kwargs):
+        """Make a client as paho does, and note it."""
+        make_paho(self, *args, **kwargs)
+        PAHO.append(self)
+
+    PahoClient.__init__ = note_paho
+
+
 def missing(marker: str) -> list[str]:
     """Return the programs that a marker asks for and this machine lacks."""
     return [name for name in PROGRAMS[marker] if not shutil.which(name, path=PATH)]
@@ -49,6 +67,19 @@ def pytest_configure(config):
     # REQUIRE stays, for the processes that pytest shares the tests among.
     for name in [n for n in os.environ if n.startswith("EDGEFLEET_") and n != REQUIRE]:
         del os.environ[name]
+
+
+@pytest.fixture(autouse=True)
+def paho_is_put_away():
+    """Close what paho's clients leave open: it does so when the collector comes, in any order.
+
+    A client of the Azure SDK is part of a cycle, so its two sockets for waking up may be found
+    before it, and fail whatever test runs then.
+    """
+    yield
+    for client in [c for c in PAHO if c._sock is None and not (c._thread and c._thread.is_alive())]:
+        client._reset_sockets()
+        PAHO.remove(client)
 
 
 @pytest.fixture(scope="session")
