@@ -18,14 +18,15 @@ from azure.iot.device.exceptions import (
     OperationCancelled,
 )
 
+from edgefleet_provisioning.iothub_double.addresses import may_bind
 from edgefleet_provisioning.iothub_double.double import AzureDouble
 
 
 @pytest.fixture(scope="module")
 def double(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AzureDouble]:
     """Run a double with two hubs; one of them is reached through a gateway."""
-    folder = tmp_path_factory.mktemp("azure")
-    with AzureDouble(folder, ("fleet-a", "fleet-b.azure-devices.test")) as made:
+    folder, hubs = tmp_path_factory.mktemp("azure"), ("fleet-a", "fleet-b.azure-devices.test")
+    with AzureDouble(folder, hubs, websockets=may_bind(443)) as made:
         yield made
 
 
@@ -139,7 +140,7 @@ def test_through_a_gateway_and_websockets(double: AzureDouble, clients: list[Any
     hub.registry.create("gw")
     text = double.device_string("gw", hub="fleet-b")
     assert "GatewayHostName=127." in text
-    client = connect(double, clients, text, websockets=True)
+    client = connect(double, clients, text, websockets=double.websockets)
     client.patch_twin_reported_properties({"large": "x" * 4000, "more": "y" * 4000})
     assert hub.twin("gw")["properties"]["reported"]["more"] == "y" * 4000
 

@@ -167,6 +167,8 @@ def test_a_second_connection_ends_the_first(hub: Hub) -> None:
     hub.sessions.detach(first)
     patch(hub, {"a": 1})
     assert old.out
+    said = [e.properties.get("opType") for e in hub.log.all()][:3]
+    assert said == ["deviceConnected", "deviceDisconnected", "deviceConnected"]
     assert not old.patches
     assert new.patches
     assert hub.registry.get("d1").connected

@@ -38,3 +38,12 @@ def loopback(ports: tuple[int, ...] = (8883,)) -> str:
             return address
     assert failed is not None
     raise failed
+
+
+def may_bind(port: int) -> bool:
+    """Return whether this process may listen at a port: below 1024 it takes root, mostly."""
+    try:
+        loopback((port,))
+    except PermissionError:
+        return False
+    return True
