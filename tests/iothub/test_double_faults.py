@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -136,6 +139,15 @@ def test_a_cut_now(double: AzureDouble) -> None:
         assert third.closed()
         with suppress(OSError):
             first.send(packet(Kind.PINGREQ, b""))
+
+
+def test_a_port_that_is_taken_leaves_nothing_running(tmp_path: Path) -> None:
+    """A double that cannot have its port says so, and its threads are gone."""
+    before = {t.ident for t in threading.enumerate()}
+    broken = AzureDouble(tmp_path, websockets=False)
+    with socket.create_server((broken.address(), 8883)), pytest.raises(OSError, match="in use"):
+        broken.start()
+    assert {t.ident for t in threading.enumerate() if t.name.startswith("azure-")} <= before
 
 
 def test_a_hub_that_refuses_for_a_while(double: AzureDouble) -> None:

@@ -69,12 +69,20 @@ class AzureDouble:
         self.stop()
 
     def start(self) -> None:
-        """Begin to serve."""
+        """Begin to serve.
+
+        Raises:
+            OSError: A port is taken, or 443 is not ours to take; nothing is left running.
+        """
         self.service.start()
         self.server.forward = self.service.rest.plain
         self.server.start()
-        for address in (*self._addresses.values(), self.provisioning.host):
-            self.server.listen(address, websockets=self.websockets)
+        try:
+            for address in (*self._addresses.values(), self.provisioning.host):
+                self.server.listen(address, websockets=self.websockets)
+        except OSError:
+            self.stop()
+            raise
 
     def stop(self) -> None:
         """End all connections and threads."""
