@@ -158,7 +158,7 @@ class Session:
         try:
             document = twin.read_document(properties)
         except InvalidInputError:
-            around.fetching.want("")  # not to be read: the fleet manager knows better
+            around.fetching.want("?")  # not to be read: the fleet manager knows better
         else:
             if document is not None:
                 self._seen = document.sha256
