@@ -35,6 +35,7 @@ class HubWorld:
     """
 
     def __init__(self, folder: Path, hubs: tuple[str, ...] = ("fleet-a",), **given: Any) -> None:
+        gc.freeze()  # what was before needs no look when we end
         self.folder = folder
         self.double = AzureDouble(folder / "azure", hubs, **{"websockets": False, **given})
         self.authority = folder / "keys"
@@ -133,3 +134,4 @@ class HubWorld:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)
             gc.collect()
+        gc.unfreeze()

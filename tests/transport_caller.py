@@ -51,14 +51,16 @@ class Sender:
 
     Args:
         publish: Of a transport, given payload and `done`.
+        newest: Publish only the newest again, as the agent does with reports.
 
     Attributes:
         told: How often each attempt was told of; every value must be 1.
         held: Payloads that were said to be held, in that order.
     """
 
-    def __init__(self, publish: Any) -> None:
-        self._publish = publish
+    def __init__(self, publish: Any, *, newest: bool = False) -> None:
+        self._publish, self._newest = publish, newest
+        self._last = b""
         self.told: list[int] = []
         self.held: list[bytes] = []
         self.lost: list[bytes] = []
@@ -67,6 +69,7 @@ class Sender:
         """Publish it once."""
         turn = len(self.told)
         self.told.append(0)
+        self._last = payload
 
         def done(held: bool) -> None:
             self.told[turn] += 1
@@ -77,6 +80,6 @@ class Sender:
     def again(self) -> bool:
         """Publish what was lost once more; return whether everything is held."""
         lost, self.lost = self.lost, []
-        for payload in lost:
+        for payload in lost[:1] and [self._last] if self._newest else lost:
             self.send(payload)
         return not lost and all(self.told)

@@ -48,7 +48,7 @@ def exchange(world: HubWorld, packet: str, when: When) -> None:
     try:
         until(lambda: events.connected, "connected")
         batches = Sender(lambda data, done: transport.publish_batch("events", data, done))
-        reports = Sender(transport.publish_reported)
+        reports = Sender(transport.publish_reported, newest=True)
         for turn in range(3):
             batches.send(sealed(f"batch-{turn}"))
             reports.send(sealed(f"report-{turn}"))
@@ -92,7 +92,7 @@ def test_the_kept_assignment_of_a_hub_survives_cuts_in_a_row(world):
     transport, events = world.agent(), Events()
     transport.start(events)
     try:
-        reports = Sender(transport.publish_reported)
+        reports = Sender(transport.publish_reported, newest=True)
         for turn in range(5):
             until(lambda turn=turn: events.connected > turn, "connected")
             reports.send(sealed(f"report-{turn}"))

@@ -183,7 +183,7 @@ def test_renewing_the_token_loses_nothing_and_disturbs_nobody(world, agents):
     transport = by_key(world, token_ttl_s=121)
     events = connect(agents, transport)
     batches = Sender(lambda data, done: transport.publish_batch("events", data, done))
-    reports = Sender(transport.publish_reported)
+    reports = Sender(transport.publish_reported, newest=True)
     sessions, end, turn = set(), time.monotonic() + 3.5, 0
     while time.monotonic() < end:
         turn += 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -21,6 +21,7 @@ from edgefleet_shared.errors import InvalidInputError, UnavailableError
 
 UNREACHABLE = 3
 REGISTER_S = 120.0
+CLOSE_S = 10.0
 MAX_BYTES = 4096
 
 
@@ -91,7 +92,10 @@ class Assignment:
 
     async def _register(self) -> _Assigned:
         client = dps_client(self._known, self._address.host, self._address.scope)
-        result = await asyncio.wait_for(client.register(), REGISTER_S)
+        try:
+            result = await asyncio.wait_for(client.register(), REGISTER_S)
+        finally:
+            await _close(client)
         state = result.registration_state
         if result.status != "assigned" or not state.assigned_hub:
             raise UnavailableError(
@@ -105,3 +109,13 @@ class Assignment:
                 hint="The enrolment must give the device its id in the fleet.",
             )
         return _Assigned(1, self._address.scope, self._known.registration, state.assigned_hub)
+
+
+async def _close(client: Any) -> None:
+    """End a client that may have failed: it has no word for that, and would stay connected."""
+    pipeline = client._pipeline  # noqa: SLF001 - there is no other way to it
+    ended = asyncio.Event()
+    end = asyncio.get_running_loop().call_soon_threadsafe
+    with contextlib.suppress(Exception):  # it has ended by itself, as after a success
+        pipeline.shutdown(callback=lambda **_: end(ended.set))
+        await asyncio.wait_for(ended.wait(), CLOSE_S)

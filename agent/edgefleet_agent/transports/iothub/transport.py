@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -36,6 +37,7 @@ STEADY_S = 30.0
 """A connection that broke sooner was no success: whoever is kicked again and again slows down."""
 GOODBYE_S = 2.0
 END_S = 30.0
+_UNKNOWN = re.compile(r"status code 40[13]\b")  # of the provisioning service
 _DISTRUST = "our certificate or key is not taken, or theirs not believed"
 
 
@@ -230,7 +232,8 @@ class IotHubTransport:
             return _End(str(error))
         except sdk.ClientError as error:
             why = f"the provisioning service: {told(error)}"
-            return _End(why, why if distrusted(error) else "")
+            refused = distrusted(error) or _UNKNOWN.search(why)
+            return _End(why, why if refused else "")
         except TimeoutError:
             return _End("the provisioning service does not answer")
         except (OSError, ValueError, InvalidInputError) as error:
