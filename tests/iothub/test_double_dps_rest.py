@@ -217,3 +217,23 @@ def _get(facts, hub, path):
         verify=context,
     )  # fmt: skip
     return answer.raise_for_status().json()
+
+
+_WRONG = {
+    "an address of another machine": (["--address", "192.0.2.1"], "another --address"),
+    "a CA that is not there": (["--trust", "/nowhere.pem"], "the PEM file of a CA"),
+    "no units": (["--units", "0"], "1 to 200 units"),
+}
+
+
+@pytest.mark.parametrize("case", _WRONG)
+def test_the_process_says_what_is_wrong(tmp_path, case):
+    """Each refusal names what to do, and the double does not start."""
+    options, hint = _WRONG[case]
+    command = [sys.executable, "-m", "edgefleet_provisioning.iothub_double", "--folder", "azure"]
+    done = subprocess.run(
+        [*command, *options], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode != 0
+    assert hint.lower() in done.stderr.lower()
+    assert "Traceback" not in done.stderr

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +28,24 @@ def main(arguments: list[str] | None = None) -> None:
     ready: Path = (asked.ready_file or folder / "ready.json").absolute()
     ready.unlink(missing_ok=True)
     authorities = [_read(path) for path in asked.trust]
-    double = AzureDouble(
-        folder,
-        asked.hub or ["fleet-a"],
-        tier=asked.tier,
-        units=asked.units,
-        websockets=asked.websockets,
-        address=asked.address,
-    )
     # Waited for, not handled: of two signals at once the second handler would lock itself out.
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
-    with double:
+    with ExitStack() as stack:
+        try:
+            double = AzureDouble(
+                folder,
+                asked.hub or ["fleet-a"],
+                tier=asked.tier,
+                units=asked.units,
+                websockets=asked.websockets,
+                address=asked.address,
+            )
+            stack.enter_context(double)
+        except OSError as error:
+            sys.exit(
+                f"The double cannot listen or write: {error}. Try another --address 127.X.Y.Z or "
+                "another --folder; port 443 (--websockets) takes root."
+            )
         for hub in double.azure.hubs.values():
             for pem in authorities:
                 hub.registry.trust(pem)
@@ -105,9 +113,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--hub", action="append", metavar="NAME", help="name of a hub; may be repeated")
     add("--trust", action="append", type=Path, default=[], metavar="PEM", help="CA of devices")
     add("--tier", default="S1", choices=sorted(TIERS), help="of each hub (S1)")
-    add("--units", type=int, default=1, help="of each hub (1)")
+    add("--units", type=_units, default=1, help="of each hub (1)")
     add("--websockets", action="store_true", help="serve on port 443 too, which takes root")
     return parser
+
+
+def _units(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 200:
+        raise argparse.ArgumentTypeError(f"{text!r} is not 1 to 200 units")
+    return int(text)
 
 
 def _read(path: Path) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -94,3 +95,7 @@ class Link:
     credit: int = 0
     count: int = 0
     partial: bytearray = field(default_factory=bytearray)
+    messages: deque[bytes] = field(default_factory=deque)
+    """Taken from the source, not yet begun."""
+    frames: deque[bytes] = field(default_factory=deque)
+    """What is left of the message that was begun."""

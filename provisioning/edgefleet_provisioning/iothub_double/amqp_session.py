@@ -5,7 +5,6 @@ It says nothing of what lies behind a link: a `Desk` opens a `Source` or a `Sink
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from edgefleet_provisioning.iothub_double import amqp_frames as amqp
@@ -14,6 +13,7 @@ from edgefleet_provisioning.iothub_double.amqp_links import Ask, Desk, Link, Lin
 
 WINDOW = 5000
 SINK_CREDIT = 300
+_TURN = 64
 MESSAGE_MAX = 1024 * 1024
 _TRANSFER_ROOM = 80  # bytes of a transfer's own fields and the frame's header, at most
 _UNSETTLED, _SETTLED = 0, 1
@@ -36,7 +36,8 @@ class Session:
         self._channel = channel
         self._links: dict[int, Link] = {}
         self._next_incoming = int(begin.fields["next_outgoing_id"] or 0)
-        self._next_outgoing = 0
+        self._next_outgoing = 0  # counts frames with transfers
+        self._deliveries = 0  # counts messages
         self._window = int(begin.fields["incoming_window"] or 0)
         self._say(
             amqp.BEGIN,
@@ -65,19 +66,7 @@ class Session:
 
     def pump(self) -> bool:
         """Send what sources have; return whether something went out."""
-        sent = False
-        for link in list(self._links.values()):
-            if link.source is None or link.credit <= 0 or self._window <= 0:
-                continue
-            try:
-                batch = link.source.take(min(link.credit, self._window, 64))
-            except LinkError as error:
-                self._drop(link.handle, error)
-                continue
-            for payload in batch:
-                self._deliver(link, payload)
-            sent = sent or bool(batch)
-        return sent
+        return sum(self._push(link) for link in list(self._links.values())) > 0
 
     def end(self) -> None:
         """Let go of every link: the session or its connection is over."""
@@ -133,7 +122,8 @@ class Session:
             counted = int(fields["delivery_count"] or 0)
             link.credit = counted + int(fields["link_credit"]) - link.count
             if fields["drain"]:
-                self.pump()
+                while self._push(link):
+                    pass
                 link.count, link.credit = link.count + max(link.credit, 0), 0
             if fields["drain"] or fields["echo"]:
                 count, credit = link.count, link.credit
@@ -174,26 +164,48 @@ class Session:
     def _grant(self, link: Link) -> None:
         self._say_flow(handle=link.handle, delivery_count=link.count, link_credit=SINK_CREDIT)
 
-    def _deliver(self, link: Link, payload: bytes) -> None:
+    def _push(self, link: Link) -> int:
+        """Send a turn's worth of frames of a link, as its credit and the window allow."""
+        sent = 0
+        while link.source is not None and self._window > 0 and sent < _TURN:
+            if not link.frames and not link.messages and link.credit > 0:
+                try:
+                    link.messages.extend(link.source.take(min(link.credit, _TURN)))
+                except LinkError as error:
+                    self._drop(link.handle, error)
+                    return sent
+            if not link.frames and link.credit > 0 and link.messages:
+                link.frames.extend(self._begin(link, link.messages.popleft()))
+            if not link.frames:
+                return sent
+            self._wire.send(self._channel, link.frames.popleft())
+            self._next_outgoing += 1
+            self._window -= 1
+            sent += 1
+        return sent
+
+    def _begin(self, link: Link, payload: bytes) -> list[bytes]:
+        """Return the transfers of a message; it takes a credit and a number."""
         room = self._wire.max_frame - _TRANSFER_ROOM
-        parts = max(1, math.ceil(len(payload) / room))
-        for part in range(parts):
-            fields = amqp.performative(
-                amqp.TRANSFER,
-                handle=link.handle,
-                delivery_id=self._next_outgoing,
-                delivery_tag=self._next_outgoing.to_bytes(4, "big"),
-                message_format=0,
-                settled=link.settled,
-                more=part + 1 < parts,
-                batchable=True,
-            )
-            self._wire.send(self._channel, fields + payload[part * room : (part + 1) * room])
-        # Each message takes one number, however many frames it needs: as the clients count them.
-        self._next_outgoing += 1
-        self._window -= parts
+        parts = [payload[at : at + room] for at in range(0, len(payload), room)] or [b""]
+        number = self._deliveries
+        self._deliveries += 1
         link.credit -= 1
         link.count += 1
+        return [
+            amqp.performative(
+                amqp.TRANSFER,
+                handle=link.handle,
+                delivery_id=number,
+                delivery_tag=number.to_bytes(4, "big"),
+                message_format=0,
+                settled=link.settled,
+                more=at + 1 < len(parts),
+                batchable=True,
+            )
+            + part
+            for at, part in enumerate(parts)
+        ]
 
     def _drop(self, handle: int, error: LinkError | None) -> None:
         link = self._links.pop(handle, None)
