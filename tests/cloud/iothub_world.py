@@ -128,11 +128,12 @@ class Between:
 class HubWorld:
     """One hub, one database, and what the fleet manager does with what the hub says."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, tier: str = "S1") -> None:
         self.database = database
         self.now = datetime(2026, 2, 1, tzinfo=UTC)
         self.config = IotHub(name=HUB, host="fleet-a.azure-devices.test", events_file="none")
-        self.hub = Azure().add(self.config.host)
+        self.azure = Azure()
+        self.hub = self.azure.add(self.config.host, tier)
         self.hub.notices.routes.add("deviceLifecycleEvents")
         self.log = EventLog(EventFeed(), clock=self.clock)
         self.ingest = Ingest(database, self.log, clock=self.clock)
@@ -170,6 +171,13 @@ class HubWorld:
             if word is not None:
                 self.hearing.hear(word)
         self.forget_events()
+
+    def hear_report(self, device: str) -> None:
+        """Have heard a report of a device some time ago."""
+        with self.database.write() as session:
+            row = devices.find(session, device)
+            row.reported_at = "2026-01-31T12:00:00.000Z"
+            session.add(row)
 
     def forget_events(self) -> None:
         """Lose every event that is in the hub's log, as its retention does."""

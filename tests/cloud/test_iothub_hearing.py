@@ -7,7 +7,7 @@ import pytest
 from edgefleet_cloud.iothub.translate import Change, Connection
 from edgefleet_shared import twin
 from edgefleet_shared.errors import UnavailableError
-from tests.cloud.iothub_world import HUB, HubWorld
+from tests.cloud.iothub_world import HubWorld
 
 
 @pytest.fixture
@@ -109,8 +109,8 @@ def test_a_stranger_is_told_once(world):
     world.hub.registry.create("stranger", "module")
     world.hear()
     assert world.at_hub("stranger").unknown
-    assert len(world.events("iothub.device_unknown")) == 1
-    assert world.events("iothub.device_unknown")[0].data == {"hub": HUB}
+    assert len(world.events("iothub.devices_unknown")) == 1
+    assert world.events("iothub.devices_unknown")[0].data == {"count": 1, "devices": ["stranger"]}
     world.hub.registry.delete("stranger")
     world.hear()
     assert not world.at_hub("stranger").unknown
@@ -121,8 +121,8 @@ def test_a_device_that_is_taken_out_is_missed(world):
     world.hub.registry.delete("cam-1")
     world.hear()
     assert world.at_hub("cam-1").missing
-    assert len(world.events("iothub.device_missing")) == 1
+    assert len(world.events("iothub.devices_missing")) == 1
     world.hub.registry.create("cam-1")
     world.hear()
     assert not world.at_hub("cam-1").missing
-    assert world.events("iothub.device_unknown") == []
+    assert world.events("iothub.devices_unknown") == []

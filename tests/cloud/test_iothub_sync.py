@@ -133,7 +133,7 @@ def test_strangers_are_told_and_forgotten(world):
     world.now += timedelta(seconds=1)
     world.sync.once()
     assert world.at_hub("stranger").unknown
-    assert len(world.events("iothub.device_unknown")) == 1
+    assert len(world.events("iothub.devices_unknown")) == 1
     world.hub.registry.delete("stranger")
     world.now += timedelta(seconds=1)
     world.sync.once()
@@ -142,18 +142,27 @@ def test_strangers_are_told_and_forgotten(world):
 
 def test_a_device_that_should_be_there_is_missed(world):
     """One that speaks by the hub and is not in its registry is told, also to who writes there."""
+    world.hear_report("cam-1")
     world.hub.registry.delete("cam-1")
     world.sync.once()
     assert world.at_hub("cam-1").missing
-    assert len(world.events("iothub.device_missing")) == 1
+    assert len(world.events("iothub.devices_missing")) == 1
     assert world.writer.told == {"cam-1": "missing"}
+
+
+def test_who_has_never_spoken_is_not_missed(world):
+    """A device that has just enrolled is being put into the registry: nothing to be alarmed at."""
+    world.hub.registry.delete("cam-1")
+    world.sync.once()
+    assert world.events("iothub.devices_missing") == []
 
 
 def test_a_late_index_misses_nobody(world):
     """A query's index is some minutes late: the registry itself has the last word."""
+    world.hear_report("cam-1")
     world.registry.page = lambda *_args: ([], "")
     world.sync.once()
-    assert world.events("iothub.device_missing") == []
+    assert world.events("iothub.devices_missing") == []
 
 
 def test_a_connection_that_ended_unheard_shows_as_offline(world):

@@ -55,8 +55,8 @@ class Times(NamedTuple):
         look_s: Between two looks at how far behind we are, while the hub answers.
     """
 
-    balance_s: float = 5.0
-    lease_s: float = 30.0
+    balance_s: float = 3.0
+    lease_s: float = 15.0
     file_s: float = 5.0
     look_s: float = 10.0
 

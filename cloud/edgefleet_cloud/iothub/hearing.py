@@ -6,17 +6,15 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import msgspec
-from sqlmodel import Session
 
 from edgefleet_cloud.database import Database
 from edgefleet_cloud.devices import repository as devices
-from edgefleet_cloud.devices.tables import DECOMMISSIONED, DeviceRow
 from edgefleet_cloud.iothub.event_tables import IotHubDeviceRow
+from edgefleet_cloud.iothub.strangers import Kind, is_ours, mark, row_of, speaks_by, tell
 from edgefleet_cloud.iothub.translate import Change, Connection, Lifecycle, Message, Word, report_of
 from edgefleet_cloud.ports import EventSink, Handler
 from edgefleet_shared import topics
 from edgefleet_shared.messages import Presence
-from edgefleet_shared.steps import Step
 
 
 class Told(Protocol):
@@ -134,61 +132,14 @@ class Hearing:
             session.add(row)
 
     def _lifecycle(self, word: Lifecycle) -> None:
+        device = word.device
+        kind: Kind | None
         with self._database.write() as session:
-            ours = is_ours(devices.find(session, word.device))
-            row = row_of(session, self._hub, word.device)
+            row = row_of(session, self._hub, device)
             if word.created:
-                mark(session, self._events, row, unknown=not ours, missing=False)
+                kind = None if is_ours(session, device) else "unknown"
             else:
                 row.connection = ""  # whoever is put there anew is counted anew
-                missing = ours and way_of(session, word.device) == self._hub
-                mark(session, self._events, row, unknown=False, missing=missing)
-
-
-def row_of(session: Session, hub: str, device: str) -> IotHubDeviceRow:
-    """Return the row of a device at a hub, a new one if there is none."""
-    found = session.get(IotHubDeviceRow, (hub, device))
-    return found or IotHubDeviceRow(hub=hub, device=device)
-
-
-def is_ours(row: DeviceRow | None) -> bool:
-    """Return whether a device is one of the fleet."""
-    return row is not None and row.state != DECOMMISSIONED
-
-
-def way_of(session: Session, device: str) -> str:
-    """Return by which hub a device speaks; '' = by none."""
-    row = devices.find(session, device)
-    return row.way if row else ""
-
-
-def mark(
-    session: Session, events: EventSink, row: IotHubDeviceRow, *, unknown: bool, missing: bool
-) -> None:
-    """Note what a registry and ours disagree about; what is new is told in the fleet's log."""
-    hub, device = row.hub, row.device
-    if unknown and not row.unknown:
-        _tell(
-            session, events, "iothub.device_unknown", hub, device,
-            f"IoT Hub {hub} knows {device[:80]}, which is no device of this fleet.",
-        )  # fmt: skip
-    if missing and not row.missing:
-        _tell(
-            session, events, "iothub.device_missing", hub, device,
-            f"{device[:80]} speaks by IoT Hub {hub}, whose registry does not know it.",
-        )  # fmt: skip
-    row.unknown, row.missing = unknown, missing
-    session.add(row)
-
-
-def _tell(
-    session: Session, events: EventSink, kind: str, hub: str, device: str, message: str
-) -> None:
-    events.record(
-        session,
-        type=kind,
-        step=Step.REPORT,
-        subject=f"devices/{device[:80]}",
-        message=message,
-        data={"hub": hub},
-    )
+                kind = "missing" if speaks_by(session, device, self._hub) else None
+            if mark(session, row, kind) and kind:
+                tell(session, self._events, self._hub, kind, [device])

@@ -50,13 +50,14 @@ def known(session: Session, name: str, ids: Sequence[str]) -> Mapping[str, IotHu
 
 
 def unseen(session: Session, name: str, since: str) -> Sequence[str]:
-    """Return the devices that speak by a hub and were not in its registry since then."""
+    """Return the devices that have spoken by a hub and were not in its registry since then."""
     seen = select(col(IotHubDeviceRow.device)).where(
         col(IotHubDeviceRow.hub) == name, col(IotHubDeviceRow.looked) >= since
     )
     query = select(col(DeviceRow.id)).where(
         col(DeviceRow.way) == name,
         col(DeviceRow.state) == ENROLLED,
+        col(DeviceRow.reported_at).is_not(None),  # else it is being put there, perhaps
         col(DeviceRow.id).not_in(seen),
     )
     return session.scalars(query.order_by(col(DeviceRow.id))).all()

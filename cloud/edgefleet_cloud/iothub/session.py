@@ -83,6 +83,7 @@ class Session:
         self._begin: Mapping[str, Position] = {}
         self._held: Callable[[str], Awaitable[Held]] | None = None
         self._look = asyncio.Event()
+        self._said = ""
 
     async def receive(self, client: EventHubConsumerClient) -> None:
         """Read events until cancelled."""
@@ -163,10 +164,12 @@ class Session:
             log.info("IoT Hub %s: events are read at %s", self._hub.name, self._where.namespace)
             self._state.connected = True
 
-    def _lost_sight(self, error: Exception | None) -> None:
-        if self._state.connected:
-            log.warning("The events of IoT Hub %s: %s", self._hub.name, error or repr(error))
-        self._state.connected = False
+    def _lost_sight(self, error: Exception) -> None:
+        """Note that the hub does not answer, and why; the same is not said twice."""
+        said = str(error).partition("\n")[0] or repr(error)
+        if self._state.connected or said != self._said:
+            log.warning("The events of IoT Hub %s: %s", self._hub.name, said)
+        self._state.connected, self._said = False, said
 
     async def _opened(self, context: Any) -> None:
         number = context.partition_id
@@ -178,14 +181,12 @@ class Session:
             partition.over = True
             await self._save(partition)
 
-    async def _failed(self, context: Any, error: Exception) -> None:
+    async def _failed(self, _context: Any, error: Exception) -> None:
         from azure.eventhub.exceptions import OwnershipLostError
 
         if isinstance(error, OwnershipLostError):
             return  # another server has it now
-        where = f"partition {context.partition_id}" if context else "its partitions"
-        log.warning("The events of IoT Hub %s, %s: %s", self._hub.name, where, error or repr(error))
-        self._state.connected = False
+        self._lost_sight(error)
         self._look.set()
 
     async def _take(self, context: Any, found: Sequence[EventData]) -> None:

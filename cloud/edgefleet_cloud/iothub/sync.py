@@ -21,8 +21,9 @@ from edgefleet_cloud.database import Database
 from edgefleet_cloud.devices.tables import DeviceRow
 from edgefleet_cloud.hub_config import IotHub
 from edgefleet_cloud.iothub import registry_repository as repository
-from edgefleet_cloud.iothub.hearing import Hearing, mark, row_of
+from edgefleet_cloud.iothub.hearing import Hearing
 from edgefleet_cloud.iothub.judge import Finding, judge
+from edgefleet_cloud.iothub.strangers import mark, row_of, tell
 from edgefleet_cloud.iothub.upstream import Upstream
 from edgefleet_cloud.ports import Clock, EventSink, system_clock
 from edgefleet_shared.errors import EdgeFleetError, UnavailableError
@@ -36,6 +37,7 @@ LEASE_S = 120.0
 SOON_S, LOOK_S = 20.0, 5.0
 """Least time between two readings, also if something is due; and between two looks at that."""
 HANDLE_S = 60.0
+STOP_S = 10.0
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +107,7 @@ class RegistrySync:
         self._owner = secrets.token_hex(8)
         self._over = threading.Event()
         self._wake = threading.Event()
+        self._strangers: list[str] = []
         name = f"iothub-sync-{hub.name}"
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -117,7 +120,7 @@ class RegistrySync:
         self._over.set()
         self._wake.set()
         if self._thread.is_alive():
-            await asyncio.to_thread(self._thread.join)
+            await asyncio.to_thread(self._thread.join, STOP_S)
 
     def facts(self) -> Mapping[str, str]:
         """Return nothing: the ready file need not speak of it."""
@@ -158,6 +161,7 @@ class RegistrySync:
         if not self._lease():
             return False
         repaired = devices = 0
+        self._strangers = []
         with self._needs.database.write() as session:
             row = repository.hub(session, self._hub.name)
             row.due = False  # what is noted from now on may have come too late for this reading
@@ -169,7 +173,7 @@ class RegistrySync:
             if self._hub.module:
                 for page in self._pages(MODULES.format(self._hub.module.replace("'", "\\'"))):
                     repaired += self._page(page, began)
-            self._look_for_missing(began)
+            self._tell(self._strangers, self._look_for_missing(began))
         except BaseException:
             self._finish(due=True)
             raise
@@ -232,7 +236,8 @@ class RegistrySync:
                 row = row_of(session, self._hub.name, device)
                 row.looked = began
                 row.report = finding.report.sha256 if finding.report else row.report
-                mark(session, self._needs.events, row, unknown=finding.unknown, missing=False)
+                if mark(session, row, "unknown" if finding.unknown else None):
+                    self._strangers.append(device)
         return sum(finding.report is not None for finding in findings.values())
 
     def _mend(self, device: str, finding: Finding, ours: DeviceRow | None) -> None:
@@ -260,9 +265,9 @@ class RegistrySync:
         except Exception:
             log.exception("The handler failed on what IoT Hub %s's registry holds", self._hub.name)
 
-    def _look_for_missing(self, began: str) -> None:
-        """Tell of devices of ours that should be in the registry; the index may just be late."""
-        name = self._hub.name
+    def _look_for_missing(self, began: str) -> Sequence[str]:
+        """Return devices of ours that have left the registry; the index may just be late."""
+        name, news = self._hub.name, []
         with self._needs.database.write() as session:
             repository.drop_gone(session, name, began)
             absent = repository.unseen(session, name, began)
@@ -271,9 +276,15 @@ class RegistrySync:
             if self._needs.registry.device(device) is not None:
                 continue
             with self._needs.database.write() as session:
-                row = row_of(session, name, device)
-                mark(session, self._needs.events, row, unknown=False, missing=True)
+                if mark(session, row_of(session, name, device), "missing"):
+                    news.append(device)
             self._needs.writer.missing(device)
+        return news
+
+    def _tell(self, unknown: Sequence[str], missing: Sequence[str]) -> None:
+        with self._needs.database.write() as session:
+            tell(session, self._needs.events, self._hub.name, "unknown", unknown)
+            tell(session, self._needs.events, self._hub.name, "missing", missing)
 
     def _finish(self, *, due: bool = False, **values: object) -> None:
         with self._needs.database.write() as session:
