@@ -24,6 +24,7 @@ from edgefleet_provisioning.iothub_double.amqp_codec import (
     UShort,
     encode,
 )
+from edgefleet_provisioning.iothub_double.amqp_session import Session
 from tests.iothub.service_world import service_world, until
 
 _SMALL = (
@@ -197,3 +198,89 @@ def test_plain_sasl_takes_a_policys_key(world):
             frames = _frames(sock)
             assert next(frames).code == amqp.SASL_MECHANISMS
             assert next(frames).fields["code"] == code
+
+
+class _Wire:
+    """Keeps what a session writes."""
+
+    max_frame = 512
+
+    def __init__(self):
+        self.sent = []
+
+    def send(self, channel, body):
+        self.sent.append(amqp.read_frame(struct.pack(">IBBH", len(body) + 8, 2, 0, channel), body))
+
+    def wake(self):
+        pass
+
+
+class _Desk:
+    """Opens one source of messages."""
+
+    def __init__(self, *messages):
+        self._messages = list(messages)
+
+    def open_source(self, ask):
+        return self
+
+    def take(self, most):
+        taken, self._messages = self._messages[:most], self._messages[most:]
+        return taken
+
+    def release(self):
+        pass
+
+
+def test_a_session_heeds_credit_and_window():
+    """One frame for each that the window allows, one message for each credit, none lost between."""
+    wire, large = _Wire(), bytes(range(256)) * 6
+    session = Session(wire, _Desk(large, b"second", b"third"), 1, _said(
+        amqp.BEGIN, next_outgoing_id=0, incoming_window=2, outgoing_window=1
+    ))  # fmt: skip
+    source = Described(amqp.SOURCE, ["events"])
+    session.hear(_said(amqp.ATTACH, name="l", handle=0, role=True, source=source))
+    assert not session.pump()  # no credit yet
+    for seen, sent in ((0, 2), (2, 4), (4, 5)):
+        session.hear(
+            _said(
+                amqp.FLOW, next_incoming_id=seen, incoming_window=2, next_outgoing_id=0,
+                outgoing_window=1, handle=0, delivery_count=0, link_credit=2,
+            )
+        )  # fmt: skip
+        session.pump()
+        assert len(_transfers(wire)) == sent
+    first, second = _transfers(wire)[:4], _transfers(wire)[4]
+    assert b"".join(frame.payload for frame in first) == large
+    assert [frame.fields["more"] for frame in first] == [True, True, True, False]
+    assert {frame.fields["delivery_id"] for frame in first} == {0}
+    assert (second.fields["delivery_id"], second.payload) == (1, b"second")
+
+
+def test_a_drained_link_gives_its_credit_back():
+    """What is there is sent; the rest of the credit is used up and said so."""
+    wire = _Wire()
+    begin = _said(amqp.BEGIN, next_outgoing_id=0, incoming_window=99, outgoing_window=1)
+    session = Session(wire, _Desk(b"only"), 1, begin)
+    source = Described(amqp.SOURCE, ["events"])
+    session.hear(_said(amqp.ATTACH, name="l", handle=0, role=True, source=source))
+    session.hear(
+        _said(
+            amqp.FLOW, next_incoming_id=0, incoming_window=99, next_outgoing_id=0,
+            outgoing_window=1, handle=0, delivery_count=0, link_credit=10, drain=True,
+        )
+    )  # fmt: skip
+    assert [frame.payload for frame in _transfers(wire)] == [b"only"]
+    told = wire.sent[-1]
+    assert (told.fields["delivery_count"], told.fields["link_credit"]) == (10, 0)
+
+
+def _said(code, /, **fields):
+    return amqp.Frame(
+        1, code, amqp.read_frame(bytes([0, 0, 0, 8, 2, 0, 0, 1]), amqp.performative(code, **fields))
+        .fields, b"",
+    )  # fmt: skip
+
+
+def _transfers(wire):
+    return [frame for frame in wire.sent if frame.code == amqp.TRANSFER]
