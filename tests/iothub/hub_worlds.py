@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import pytest
 
@@ -37,6 +37,20 @@ def until(ready: Callable[[], T], what: str, seconds: float) -> T:
     return found
 
 
+class Dps(NamedTuple):
+    """A Device Provisioning Service.
+
+    Attributes:
+        file: Holds its service connection string.
+        api: HOST:PORT of its service API; '' = the one in the connection string.
+        url: What devices are told.
+    """
+
+    file: Path
+    api: str
+    url: str
+
+
 class HubWorld:
     """A hub, the fleet manager's way to it, and agents on it; a context manager.
 
@@ -46,7 +60,7 @@ class HubWorld:
         config: The hub as cloud.toml would name it.
         rest: The fleet manager's client of its service API.
         patience: Seconds that something may take there.
-        dps: File with the DPS's connection string, its ID scope, and the host devices are told.
+        dps: The Device Provisioning Service, None if there is none.
     """
 
     patience = 20.0
@@ -57,7 +71,7 @@ class HubWorld:
         self.config: IotHub
         self.rest: HubRest
         self.ca: Path | None = None
-        self.dps: tuple[Path, str, str] | None = None
+        self.dps: Dps | None = None
         self._transports: list[IotHubTransport] = []
 
     def __enter__(self) -> Self:
@@ -120,6 +134,8 @@ class HubWorld:
 class DoubleWorld(HubWorld):
     """The double, with Azure's own SDKs at both ends."""
 
+    double: AzureDouble
+
     def __enter__(self) -> Self:
         double = self.ends.enter_context(AzureDouble(self.folder / "azure", websockets=False))
         hub = double.hub()
@@ -129,6 +145,13 @@ class DoubleWorld(HubWorld):
             self.secret(double.service.events_string(hub)), ca=str(double.ca_file),
             gateway=double.service.hub_url(hub).removeprefix("https://"),
         )  # fmt: skip
+        dps = double.provisioning
+        self.dps = Dps(
+            Path(self.secret(dps.connection_string())),
+            f"{double.service.address}:{double.service.rest.port}",
+            f"dps://{dps.host}/{dps.id_scope}",
+        )
+        self.double = double
         return super().__enter__()
 
 
@@ -148,8 +171,7 @@ class AzureWorld(HubWorld):
             "test", host, self.secret(connection), self.secret(events), consumer_group=group
         )
         if all(os.environ.get(name) for name in DPS):
-            file = Path(self.secret(os.environ[DPS[0]]))
-            self.dps = (file, os.environ[DPS[1]], "")
+            self.dps = Dps(Path(self.secret(os.environ[DPS[0]])), "", f"dps://{os.environ[DPS[1]]}")
         return super().__enter__()
 
 

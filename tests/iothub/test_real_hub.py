@@ -197,23 +197,21 @@ def test_a_device_comes_through_the_provisioning_service(world):
     """A group with a symmetric key is made, a device registers, is assigned and connects."""
     if world.dps is None:
         pytest.skip("needs a DPS: EDGEFLEET_DPS_CONNECTION, EDGEFLEET_DPS_SCOPE; docs/iothub.md")
-    file, scope, host = world.dps
     name, group = world.name(), world.name()
     world.ends.callback(world.rest.delete_device, name)
-    with enrolment_groups.connect(file, "", world.ca) as groups:
+    with enrolment_groups.connect(world.dps.file, world.dps.api, world.ca) as groups:
         plan = Plan(symmetric=True, hubs=[world.config.host], allocation="static", enabled=True)
         groups.create(enrolment_groups.document(group, plan))
         world.ends.callback(_delete, world, group)
         key = enrolment_groups.derive(groups.keys(group)["primaryKey"], name)
     events = Events()
-    url = f"dps://{host}/{scope}" if host else f"dps://{scope}"
-    world.agent(name, events, url=url, auth="sas", key_file=world.secret(key))
+    world.agent(name, events, url=world.dps.url, auth="sas", key_file=world.secret(key))
     world.wait(lambda: events.connected, "connected")
     assert world.rest.device(name)["status"] == "enabled"
 
 
 def _delete(world, group: str) -> None:
-    with enrolment_groups.connect(world.dps[0], "", world.ca) as groups:
+    with enrolment_groups.connect(world.dps.file, world.dps.api, world.ca) as groups:
         groups.delete(group)
 
 
