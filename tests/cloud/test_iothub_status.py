@@ -62,6 +62,7 @@ def test_a_hub_is_shown_whole(cloud, hubs):
         "host": "fleet.azure-devices.net",
         "tier": "S1",
         "units": 2,
+        "default": False,
         "connected": True,
         "listening": True,
         "devices": 1,

@@ -71,7 +71,10 @@ class RegistryState(BaseModel):
 
 
 class IotHubStatus(BaseModel):
-    """One hub: `connected` both ways, `listening` for events; `devices` speak by it."""
+    """One hub: `connected` both ways, `listening` for events; `devices` speak by it.
+
+    `default`: new devices are told it where their ticket says no other way.
+    """
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -81,6 +84,7 @@ class IotHubStatus(BaseModel):
                     "host": "fleet.azure-devices.net",
                     "tier": "S1",
                     "units": 1,
+                    "default": True,
                     "connected": True,
                     "listening": True,
                     "devices": 5000,
@@ -109,6 +113,7 @@ class IotHubStatus(BaseModel):
     host: str
     tier: str
     units: int
+    default: bool
     connected: bool
     listening: bool
     devices: int
@@ -128,6 +133,7 @@ class IotHubStatus(BaseModel):
             host=hub.host,
             tier=hub.tier,
             units=hub.units,
+            default=hub.default,
             connected=down.connected,
             listening=up.connected,
             devices=found.devices,

@@ -34,6 +34,7 @@ def versions(context: typer.Context, incomplete: str) -> list[str]:
 models = _complete("/v1/models", "name")
 devices = _complete("/v1/devices", "id")
 groups = _complete("/v1/groups", "name")
+hubs = _complete("/v1/iothubs", "name")
 rollouts = _complete("/v1/rollouts", "id")
 group_tickets = _complete("/v1/group-tickets", "id")
 

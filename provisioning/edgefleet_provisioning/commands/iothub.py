@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from edgefleet_provisioning.api import segment
+from edgefleet_provisioning.commands import completion
 from edgefleet_provisioning.commands.session import Session, reading
 
 app = typer.Typer(help="Look after the fleet's Azure IoT hubs.", no_args_is_help=True)
@@ -31,7 +32,12 @@ def list_(session: Session) -> None:
 @reading
 def show(
     session: Session,
-    hub: Annotated[str, typer.Argument(metavar="HUB", help="The hub's name in cloud.toml.")],
+    hub: Annotated[
+        str,
+        typer.Argument(
+            metavar="HUB", help="The hub's name in cloud.toml.", autocompletion=completion.hubs
+        ),
+    ],
     watch: Annotated[
         bool,
         typer.Option("--watch", help="Say each change, until nothing waits to be told or heard."),

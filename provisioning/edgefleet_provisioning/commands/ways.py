@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from edgefleet_provisioning.commands import completion
 from edgefleet_provisioning.commands.session import Session
 from edgefleet_provisioning.errors import NotFoundError
 from edgefleet_shared.errors import InvalidInputError
@@ -20,7 +21,12 @@ ByHub = Annotated[
     ),
 ]
 HubName = Annotated[
-    str, typer.Option("--hub", help="Which of several hubs, by its name in cloud.toml.")
+    str,
+    typer.Option(
+        "--hub",
+        help="Which of several hubs, by its name in cloud.toml.",
+        autocompletion=completion.hubs,
+    ),
 ]
 NEXT = (
     "It connects through Azure IoT Hub: install edgefleet-agent[iothub] there, and let the hub know"

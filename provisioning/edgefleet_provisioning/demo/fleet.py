@@ -162,7 +162,7 @@ class Fleet:
         )
         ticket = home / "ticket.txt"
         enroll = ["device", "enroll", name, "--label", f"site={SITES[index % len(SITES)]}"]
-        enroll += ["--hub", NAME] if self._hub else []
+        enroll += ["--iothub"] if self._hub else []
         self.edgefleet(*enroll, "--output", str(ticket), shown=enroll)
         run([*AGENT, "enroll", "--config", str(config), "--ticket-file", str(ticket)])
         self.processes.start(name, [*AGENT, "run", "--config", str(config)])
