@@ -1,0 +1,146 @@
+"""A fleet on an IoT Hub: a rollout over both ways, a device that moves, cuts and kills."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import tempfile
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgefleet_provisioning.demo import hub as demo_hub
+from edgefleet_provisioning.demo.digits import build
+from edgefleet_provisioning.demo.fleet import AGENT, Fleet
+from edgefleet_provisioning.demo.narrator import Narrator
+from edgefleet_provisioning.iothub_double.__main__ import facts
+from edgefleet_provisioning.iothub_double.double import AzureDouble
+from tests.e2e.world import ENDED, World, until
+
+
+class OwnHub(demo_hub.Hub):
+    """The demo's hub in this process, so that its connections can be cut."""
+
+    double: AzureDouble
+
+    def start(self) -> None:
+        self._folder.mkdir()
+        OwnHub.double = AzureDouble(self._folder, hubs=("azure",), websockets=False)
+        self.double.start()
+        self.double.hub().registry.trust(self._ca.read_bytes())
+        self._facts = facts(self.double, self._folder)
+
+
+@pytest.fixture(scope="module")
+def world():
+    """Two devices on the hub, digits 1.0.0 on both, 2.0.0 published."""
+    folder = Path(tempfile.mkdtemp(prefix="ef-hub-", dir="/tmp"))
+    before, patch = dict(os.environ), pytest.MonkeyPatch()
+    patch.setattr("edgefleet_provisioning.demo.fleet.Hub", OwnHub)
+    fleet = Fleet(folder, 2, Narrator(to_stderr=True), demo_hub.IOTHUB)
+    try:
+        digits = build(folder)
+        fleet.init()
+        fleet.start_cloud()
+        fleet.start_agents()
+        whole = World(fleet, digits)
+        for version in ("1.0.0", "2.0.0"):
+            whole.publish(version)
+        assert whole.roll_out("1.0.0")["state"] == "completed"
+        yield whole
+    finally:
+        fleet.close()
+        OwnHub.double.stop()
+        patch.undo()
+        os.environ.clear()
+        os.environ.update(before)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def move(world: World, name: str, lines: str) -> None:
+    """Change a device's transport in its configuration and start its agent anew."""
+    config = world.fleet.folder / name / "agent.toml"
+    text = re.sub(r"\[transport\]\n(.+\n)*", f"[transport]\n{lines}\n", config.read_text())
+    config.write_text(text)
+    world.fleet.processes.end(name)
+    world.fleet.processes.start(name, [*AGENT, "run", "--config", str(config)])
+
+
+def way(world: World, name: str) -> str:
+    """Return by which way the fleet manager reaches a device."""
+    return world.fleet.get(f"/v1/devices/{name}")["way"]
+
+
+def swaps(world: World) -> Counter[tuple[str, str]]:
+    """Return how many receipts of an activation there are of each device and deployment."""
+    items = world.fleet.get("/v1/receipts", page_size="500")["items"]
+    made = [item for item in items if item["kind"] == "activate"]
+    return Counter((item["device"], item["deployment"]) for item in made)
+
+
+def finished(world: World, rollout: dict[str, Any]) -> dict[str, Any]:
+    """Wait for the end of a rollout and return it."""
+    path = f"/v1/rollouts/{rollout['id']}"
+    return until("its end", lambda: (r := world.fleet.get(path))["state"] in ENDED and r, 60.0)
+
+
+def test_one_rollout_over_both_ways_and_a_device_that_moves(world: World):
+    """One device goes to MQTT and back; counter, history and model go with it."""
+    before = world.fleet.get("/v1/devices/cam-2")
+    assert (way(world, "cam-1"), before["way"]) == ("azure", "azure")
+    ca = world.fleet.folder / "fleet" / "online" / "keys" / "device-ca.crt"
+    move(world, "cam-2", f'kind = "mqtt"\nurl = "{world.fleet.ready["broker"]}"\nca = "{ca}"\n')
+    until("cam-2 on MQTT", lambda: way(world, "cam-2") == "mqtt")
+    assert world.version("cam-2") == "1.0.0"
+    assert world.roll_out("2.0.0")["state"] == "completed"
+    assert [world.version(name) for name in world.names] == ["2.0.0", "2.0.0"]
+    move(world, "cam-2", f'ca = "{OwnHub.double.ca_file.absolute()}"\n')
+    until("cam-2 at its hub", lambda: way(world, "cam-2") == "azure")
+    assert world.roll_out("1.0.0")["state"] == "completed"
+    assert [world.version(name) for name in world.names] == ["1.0.0", "1.0.0"]
+    after = world.fleet.get("/v1/devices/cam-2")
+    assert after["key"] == before["key"]
+    assert after["counter"] > before["counter"]
+    assert after["created"] == before["created"]
+    until("all receipts", lambda: swaps(world).total() == 6)
+    assert set(swaps(world).values()) == {1}
+
+
+def test_cut_again_and_again_nothing_is_lost_nor_done_twice(world: World):
+    """Every connection to the hub breaks each half second while a version goes out and back."""
+    over = threading.Event()
+
+    def cut() -> None:
+        while not over.wait(0.5):
+            OwnHub.double.cut()
+
+    seen = swaps(world)
+    cutter = threading.Thread(target=cut)
+    cutter.start()
+    try:
+        rollouts = [world.start_rollout("2.0.0")]
+        until("the swap of both", lambda: {world.version(n) for n in world.names} == {"2.0.0"}, 60)
+    finally:
+        over.set()
+        cutter.join()
+    assert finished(world, rollouts[0])["state"] == "completed"
+    until("all receipts", lambda: (swaps(world) - seen).total() == 2)
+    assert set((swaps(world) - seen).values()) == {1}
+
+
+def test_the_fleet_manager_killed_while_it_writes_twins(world: World):
+    """Killed in the middle of a rollout it goes on where it was; each device swaps once."""
+    seen = swaps(world)
+    target = "1.0.0" if world.version("cam-1") == "2.0.0" else "2.0.0"
+    rollout = world.start_rollout(target)
+    os.kill(world.pid("cloud"), signal.SIGKILL)
+    world.fleet.start_cloud()
+    assert finished(world, rollout)["state"] == "completed"
+    assert {world.version(name) for name in world.names} == {target}
+    until("all receipts", lambda: (swaps(world) - seen).total() == 2)
+    assert set((swaps(world) - seen).values()) == {1}
