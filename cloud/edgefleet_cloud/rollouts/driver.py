@@ -34,7 +34,7 @@ from edgefleet_cloud.rollouts.decide import (
 )
 from edgefleet_cloud.rollouts.gate import Gate
 from edgefleet_cloud.rollouts.slots import Slots
-from edgefleet_cloud.rollouts.tables import DeploymentRow, RolloutRow, WaveRow
+from edgefleet_cloud.rollouts.tables import ROLLBACK, DeploymentRow, RolloutRow, WaveRow
 from edgefleet_shared.states import (
     ROLLOUT,
     DeploymentEvent,
@@ -173,8 +173,8 @@ class Driver:
 
     def view(self, session: Session, row: RolloutRow) -> RolloutView:
         """Return a rollout as `decide` sees it."""
-        forward = repository.members(session, row.id)
-        back = repository.reverting(session, row.id)
+        forward = repository.outlines(session, row.id)
+        back = repository.outlines(session, row.id, ROLLBACK)
         reachable = self._reachable(session, row.id)
         by_wave: dict[int, list[DeviceView]] = {}
         for each in forward:
@@ -243,10 +243,8 @@ class Driver:
         reason: str,
     ) -> int:
         """Offer to devices (`event` None) or withdraw from them; the first `BATCH` of them."""
-        wanted = set(devices[:BATCH])
-        for member in repository.members(session, row.id):
-            if member.device not in wanted:
-                continue
+        wanted = devices[:BATCH]
+        for member in repository.members_among(session, row.id, wanted):
             if event is None:
                 self._slots.offer(session, member)
             else:
@@ -320,5 +318,5 @@ def describe_wave(wave: WaveRow) -> dict[str, object]:
     return wave.model_dump(include={"state", "reason", "acknowledged", "waived"})
 
 
-def _device(row: DeploymentRow, reachable: frozenset[str]) -> DeviceView:
+def _device(row: repository.Outline, reachable: frozenset[str]) -> DeviceView:
     return DeviceView(row.device, DeploymentState(row.state), row.verdict, row.device in reachable)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import CursorResult, Select, func, or_, select, update
 from sqlmodel import Session, col
@@ -15,7 +15,6 @@ from edgefleet_cloud.filters import Kind, Node, Schema, condition
 from edgefleet_cloud.rollouts.decide import WITHDRAWABLE
 from edgefleet_cloud.rollouts.tables import (
     FORWARD,
-    ROLLBACK,
     DeploymentRow,
     DesiredSlotRow,
     RolloutRow,
@@ -40,6 +39,15 @@ ACTIVE = (RolloutState.RUNNING.value, RolloutState.PAUSED.value)
 ENDED = (RolloutState.STOPPED.value, RolloutState.SUPERSEDED.value)
 """States of a rollout that withdraws what it has not finished, and does nothing else."""
 _DONE = tuple(state.value for state in DONE)
+
+
+class Outline(NamedTuple):
+    """What decides of one device deployment."""
+
+    wave: int
+    device: str
+    state: str
+    verdict: str
 
 
 def rollouts(node: Node | None, scope: Scope = None) -> Select[Any]:
@@ -109,9 +117,25 @@ def members(
     return session.scalars(query.order_by(col(DeploymentRow.device))).all()
 
 
-def reverting(session: Session, rollout: str) -> Sequence[DeploymentRow]:
-    """Return the device deployments that take a rollout's devices back."""
-    return members(session, rollout, ROLLBACK)
+def members_among(
+    session: Session, rollout: str, devices: Sequence[str]
+) -> Sequence[DeploymentRow]:
+    """Return the deployments of a rollout's waves on these devices, by device."""
+    query = of_rollout(None, rollout).where(col(DeploymentRow.device).in_(devices))
+    return session.scalars(query.order_by(col(DeploymentRow.device))).all()
+
+
+def outlines(session: Session, rollout: str, kind: str = FORWARD) -> Sequence[Outline]:
+    """Return what decides of every device deployment of a rollout of one kind, by device.
+
+    Thousands are looked at each second of a large rollout; whole rows would take ten times as long.
+    """
+    query = (
+        select(DeploymentRow.wave, DeploymentRow.device, DeploymentRow.state, DeploymentRow.verdict)  # type: ignore[call-overload]  # SQLModel types a column as its value
+        .where(col(DeploymentRow.rollout) == rollout, col(DeploymentRow.kind) == kind)
+        .order_by(col(DeploymentRow.device))
+    )
+    return [Outline(*found) for found in session.execute(query)]
 
 
 def counts(session: Session, rollout: str, scope: Scope = None) -> Mapping[int, Mapping[str, int]]:
@@ -135,9 +159,18 @@ def wave_devices(
     session: Session, rollout: str, scope: Scope = None
 ) -> Mapping[int, Sequence[str]]:
     """Return the device ids of each wave, within a scope."""
+    query = (
+        select(DeploymentRow.wave, DeploymentRow.device)  # type: ignore[call-overload]  # as above
+        .where(
+            col(DeploymentRow.rollout) == rollout,
+            col(DeploymentRow.kind) == FORWARD,
+            *among(DeploymentRow.device, scope),
+        )
+        .order_by(col(DeploymentRow.device))
+    )
     found: dict[int, list[str]] = defaultdict(list)
-    for row in members(session, rollout, scope=scope):
-        found[row.wave].append(row.device)
+    for wave, device in session.execute(query):
+        found[wave].append(device)
     return found
 
 
