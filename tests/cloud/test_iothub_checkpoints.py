@@ -188,6 +188,16 @@ def test_nothing_is_saved_ahead_of_what_is_done(checkpoints):
     assert checkpoints.positions() == {}
 
 
+def test_a_late_event_is_handled_and_sets_nothing_back(checkpoints):
+    """An event that comes behind its successor is new, once, and the position stays the newest."""
+    partition = Partition("0", checkpoints, at(5))
+    partition.done(at(7))
+    assert partition.is_new(6)
+    partition.done(at(6))
+    assert not partition.is_new(6)
+    assert partition.position == at(7)
+
+
 def test_an_endpoint_by_its_connection_string():
     """Namespace and name are read; without a key, Entra ID is asked."""
     text = "Endpoint=sb://ns.test/;SharedAccessKeyName=service;SharedAccessKey=a+b=;EntityPath=hub"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -12,6 +13,8 @@ from edgefleet_shared.times import parse_time
 
 SAVE_EVENTS = 100
 SAVE_S = 1.0
+HANDLED = 1000
+"""Sequence numbers that are remembered, more than a client buffers."""
 
 
 class Lag(NamedTuple):
@@ -102,16 +105,24 @@ class Partition:
         self._checkpoints = checkpoints
         self._clock = clock
         self.position = position
+        self._began = -1 if position is None else position.sequence
+        self._handled: deque[int] = deque(maxlen=HANDLED)
         self._unsaved = 0
         self._saved = clock()
 
     def is_new(self, sequence: int) -> bool:
-        """Return whether an event was not handled yet: a link that was mended sends some again."""
-        return self.position is None or sequence > self.position.sequence
+        """Return whether an event was not handled yet.
+
+        A link that was mended sends some again; and the library promises no strict order, so that
+        one is not old because a later one has come.
+        """
+        return sequence > self._began and sequence not in self._handled
 
     def done(self, position: Position) -> None:
         """Note that an event was handled."""
-        self.position = position
+        self._handled.append(position.sequence)
+        if self.position is None or position.sequence > self.position.sequence:
+            self.position = position
         self._unsaved += 1
 
     @property

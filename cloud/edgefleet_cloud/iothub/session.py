@@ -193,10 +193,10 @@ class Session:
         partition = self._partitions.get(context.partition_id)
         if partition is None:
             return
-        for each in found:
+        events = [(event, at) for event, at in map(event_of, found) if at is not None]
+        for event, position in sorted(events, key=lambda each: each[1].sequence):
             self._saw()
-            event, position = event_of(each)
-            if position is None or not partition.is_new(position.sequence):
+            if not partition.is_new(position.sequence):
                 continue
             if not await self._deliver(event, lambda: partition.over):
                 return
