@@ -152,7 +152,7 @@ def compose(config: Config) -> Program:
     parts = Parts(
         database, config.limits, tokens, gate, trust, uploads, models,
         events, heads, devices, groups, enrollments, reports, ingest, steering.rollouts, asking,
-        renewals, broker, steering.announcer, paths.hubs,
+        renewals, broker, steering.announcer, paths.hubs, paths.ways,
     )  # fmt: skip
     https = config.api_url.startswith("https:")
     return Program(create_app(parts, https=https), background, database, feed.close)

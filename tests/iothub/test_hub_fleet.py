@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 from securesystemslib.signer import CryptoSigner
 
+from edgefleet_cloud.iothub.tables import IotHubTwinRow
 from edgefleet_provisioning.iothub_double.refusals import HubError
 from edgefleet_shared import topics
 from tests.brokers import until
@@ -98,6 +99,27 @@ def test_revoked_shut_out_readmitted_and_gone(cloud: RunningCloud, hub: CloudWor
     until(lambda: status(hub, "life-1") == "absent", 20)
     wanted = {"device.hub_enabled", "device.hub_disabled", "device.hub_absent"}
     until(lambda: wanted <= told(cloud, "life-1"), 20)
+
+
+def test_a_device_from_another_way_is_admitted(cloud: RunningCloud, hub: CloudWorld) -> None:
+    """The hub's registry gets to know it when an operator says so; nobody else is let in."""
+    enrolled(cloud, "moves-1")
+    until(lambda: status(hub, "moves-1") == "enabled", 20)
+    with cloud.program.database.write() as session:  # as if it had enrolled on MQTT
+        session.delete(session.get(IotHubTwinRow, ("moves-1", "main")))
+    hub.hub.registry.delete("moves-1")
+    answer = cloud.client.put("/v1/iothubs/main/devices/moves-1")
+    assert answer.status_code == 202, answer.text
+    assert answer.json() == {
+        "hub": "main", "device": "moves-1", "url": f"iothub://{hub.configured().host}"
+    }  # fmt: skip
+    until(lambda: status(hub, "moves-1") == "enabled", 20)
+    assert "device.admitted" in told(cloud, "moves-1")
+    assert cloud.client.put("/v1/iothubs/nowhere/devices/moves-1").status_code == 404
+    HttpDevice(cloud, "never-1").register()
+    refused = cloud.client.put("/v1/iothubs/main/devices/never-1")
+    assert (refused.status_code, refused.json()["code"]) == (409, "not_admitted")
+    assert status(hub, "never-1") == "absent"
 
 
 def told(cloud: RunningCloud, device: str) -> set[str]:

@@ -62,3 +62,12 @@ def test_a_hub_that_is_not_clear_is_asked_for(operator, asked):
     both = operator.error("device", "ticket", "cam-1", "--mqtt", "--hub", "east")
     assert both["code"] == "usage"
     assert not [path for method, path, _ in api.asked if method == "POST"]
+
+
+def test_a_device_is_admitted_and_told_what_to_write(operator, api):
+    """`iothub admit` asks the fleet manager, and says what goes into agent.toml."""
+    answer = {"hub": "east", "device": "cam-1", "url": "iothub://east.azure-devices.net"}
+    api.answers["PUT", "/v1/iothubs/east/devices/cam-1"] = (202, answer)
+    assert operator.json("iothub", "admit", "east", "cam-1") == answer
+    shown = operator.run("iothub", "admit", "east", "cam-1").stdout
+    assert 'url = "iothub://east.azure-devices.net"' in shown

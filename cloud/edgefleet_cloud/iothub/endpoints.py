@@ -7,13 +7,22 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 
 from edgefleet_cloud.auth.guards import Scoped, allow
-from edgefleet_cloud.iothub.schemas import IotHubStatus
+from edgefleet_cloud.devices.service import Devices
+from edgefleet_cloud.events.service import EventLog
+from edgefleet_cloud.iothub.schemas import Admission, IotHubStatus
 from edgefleet_cloud.iothub.status import Hubs
+from edgefleet_cloud.iothub.ways import Ways
 from edgefleet_cloud.paging import PageOf
-from edgefleet_cloud.web import Db, part
+from edgefleet_cloud.ports import system_clock
+from edgefleet_cloud.web import Actor, Db, part
+from edgefleet_shared.steps import Step
+from edgefleet_shared.times import format_time
 
 router = APIRouter(prefix="/v1/iothubs", tags=["iothubs"])
 Service = Annotated[Hubs, Depends(part(Hubs))]
+AllWays = Annotated[Ways, Depends(part(Ways))]
+AllDevices = Annotated[Devices, Depends(part(Devices))]
+Log = Annotated[EventLog, Depends(part(EventLog))]
 
 
 @router.get("", dependencies=[allow("devices.read")])
@@ -29,3 +38,32 @@ def get_iothub(hubs: Service, db: Db, scope: Scoped, name: str) -> IotHubStatus:
     """Answer one hub: limits, what waits, how far events are behind, what its registry holds."""
     with db.read() as session:
         return IotHubStatus.of(hubs.get(session, name, named=scope is None))
+
+
+@router.put(
+    "/{name}/devices/{device_id}", status_code=202, dependencies=[allow("devices.provision")]
+)
+def admit_device(
+    ways: AllWays,
+    devices: AllDevices,
+    events: Log,
+    db: Db,
+    scope: Scoped,
+    actor: Actor,
+    name: str,
+    device_id: str,
+) -> Admission:
+    """Have a hub know a device that enrolled on another way; its configuration then moves it."""
+    with db.write() as session:
+        row = devices.get(session, device_id, scope)
+        hub = ways.welcome(session, row, name, format_time(system_clock()))
+        events.record(
+            session,
+            type="device.admitted",
+            step=Step.ANNOUNCE,
+            subject=f"devices/{row.id}",
+            message=f"{row.id} may come by IoT Hub {hub.name}.",
+            actor=actor,
+            data={"hub": hub.name},
+        )
+        return Admission(hub=hub.name, device=row.id, url=hub.address)

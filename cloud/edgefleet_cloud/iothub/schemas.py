@@ -154,3 +154,19 @@ class IotHubStatus(BaseModel):
                 missing=Devices.of(found.missing),
             ),
         )
+
+
+class Admission(BaseModel):
+    """A device that a hub is made to know, and the URL by which the device may come."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"hub": "main", "device": "cam-1", "url": "iothub://fleet.azure-devices.net"}
+            ]
+        }
+    )
+
+    hub: str
+    device: str
+    url: str

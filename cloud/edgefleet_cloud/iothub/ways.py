@@ -16,7 +16,8 @@ from sqlmodel import Session
 
 from edgefleet_cloud.database import Database, after_commit
 from edgefleet_cloud.devices import repository as devices
-from edgefleet_cloud.devices.tables import DeviceRow
+from edgefleet_cloud.devices.tables import ENROLLED, DeviceRow
+from edgefleet_cloud.errors import ConflictError, NotFoundError
 from edgefleet_cloud.hub_config import MQTT, IotHub
 from edgefleet_cloud.iothub import repository
 from edgefleet_cloud.iothub.tables import ENABLED, UNKNOWN
@@ -113,6 +114,36 @@ class Ways:
         if known is None and not hub.dps_scope:
             repository.change(session, row.id, hub.name, now, status=UNKNOWN)
         after_commit(session, lambda: self.admitted(hub.name, row.id))
+
+    def welcome(self, session: Session, row: DeviceRow, name: str, now: str) -> IotHub:
+        """Have a hub's registry know an enrolled device that is on another way; return the hub.
+
+        Raises:
+            NotFoundError: There is no such hub.
+            ConflictError: The device is not enrolled, or a DPS makes that hub's devices
+                (`not_admitted`).
+        """
+        hub = self._hubs.get(name)
+        if hub is None:
+            raise NotFoundError(
+                f"There is no IoT Hub {name[:80]!r}.", hint="GET /v1/iothubs lists them."
+            )
+        if hub.dps_scope:
+            raise ConflictError(
+                f"The Device Provisioning Service makes the devices of {name}.",
+                code="not_admitted",
+                hint="Let the device come by dps://; it needs nothing else.",
+            )
+        if row.state != ENROLLED:
+            raise ConflictError(
+                f"{row.id} is {row.state}, so no hub may know it.",
+                code="not_admitted",
+                hint="Enrol it first, with a ticket whose way is the hub.",
+            )
+        if repository.find(session, row.id, hub.name) is None:
+            repository.change(session, row.id, hub.name, now, status=UNKNOWN)
+        after_commit(session, lambda: self.admitted(hub.name, row.id))
+        return hub
 
     def way_of(self, database: Database, device: str) -> str:
         """Return where a device is reached; the default if its hub is configured no more."""

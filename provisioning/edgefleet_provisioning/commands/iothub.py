@@ -9,7 +9,7 @@ import typer
 
 from edgefleet_provisioning.api import segment
 from edgefleet_provisioning.commands import completion
-from edgefleet_provisioning.commands.session import Session, reading
+from edgefleet_provisioning.commands.session import Session, connected, reading
 
 app = typer.Typer(help="Look after the fleet's Azure IoT hubs.", no_args_is_help=True)
 
@@ -53,6 +53,30 @@ def show(
         time.sleep(POLL_S)
         found = session.api.get(path)
     session.output.details(found, _details(found))
+
+
+@app.command("admit")
+@connected
+def admit(
+    session: Session,
+    hub: Annotated[
+        str,
+        typer.Argument(
+            metavar="HUB", help="The hub's name in cloud.toml.", autocompletion=completion.hubs
+        ),
+    ],
+    device: Annotated[
+        str, typer.Argument(metavar="ID", help="The device.", autocompletion=completion.devices)
+    ],
+) -> None:
+    """Have a hub know a device that enrolled on MQTT or on another hub, so that it can move."""
+    path = f"/v1/iothubs/{segment(hub)}/devices/{segment(device)}"
+    found = session.api.request("PUT", path).json()
+    session.output.result(
+        found,
+        f"{hub} will know {device}. Next, in its agent.toml, and restart agentd:\n"
+        f'  [transport]\n  kind = "iothub"\n  url = "{found["url"]}"',
+    )
 
 
 def _waits(hub: dict[str, Any]) -> bool:
