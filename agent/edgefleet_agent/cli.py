@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import json
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -107,6 +108,10 @@ def _run(config: Config) -> int:
     )
     logging.getLogger("edgefleet").setLevel(config.log_level.upper())
     with compose.lock(durable.make_folder(config.state)):
+        if config.iothub.auth == "edge":
+            from edgefleet_agent.awaiting import await_ticket  # only there an enrolment waits
+
+            await_ticket(config, os.environ)
         daemon = compose.build(config)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: daemon.end())

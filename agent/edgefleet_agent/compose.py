@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from edgefleet_agent import __version__, asking, durable, machine
 from edgefleet_agent.accelerators.cpu import Cpu, cores
@@ -44,6 +44,7 @@ from edgefleet_agent.together import Together
 from edgefleet_agent.toolbox import Toolbox
 from edgefleet_agent.transports.mqtt import MqttTransport
 from edgefleet_agent.trust.acceptance import Acceptance
+from edgefleet_agent.twin_settings import Live
 from edgefleet_agent.ways import Way, way_of
 from edgefleet_shared.errors import EdgeFleetError, InvalidInputError, UnavailableError
 from edgefleet_shared.identifiers import new_id
@@ -137,11 +138,11 @@ def build(
         return format_time(acceptance.now())
 
     way, offloads = way_of(config, identity.enrollment.transport), offloads_of(config)
+    live = Live(config, state / "twin.json" if way.kind == "iothub" else None)
     outbox = Outbox(state / "outbox.db", config.telemetry.outbox_max_bytes)
     emitter = _emitter(outbox, stamp)
     here = machine.describe(config.hardware_id, probe_all(config, offloads))
-    store = Store(state / "store", config.store.max_bytes)
-    journal = Journal(state / "journal.json")
+    store, journal = Store(state / "store", config.store.max_bytes), Journal(state / "journal.json")
     software = _software()
     tools = Toolbox(
         journal=journal,
@@ -169,9 +170,9 @@ def build(
     )
     parts = Parts(
         config, identity, acceptance, tools, emitter,
-        transport or _transport(config, way, identity, boot, acceptance), boot,
+        transport or _transport(config, way, identity, boot, acceptance, live), boot,
         StatusFile(run, boot, identity.fleet, identity.device, way[:2]), Notifier(environ),
-        way.mendable,
+        live, way.mendable,
     )  # fmt: skip
     return (daemon := Daemon(parts, _link(config, gateway_command, environ)))
 
@@ -224,10 +225,19 @@ def _fetcher(
 
 
 def _transport(
-    config: Config, way: Way, identity: Identity, boot: str, acceptance: Acceptance
+    config: Config, way: Way, identity: Identity, boot: str, acceptance: Acceptance, live: Live
 ) -> Transport:
     if way.kind == "iothub":
-        return _iothub(config, way.url, identity, boot, acceptance)
+        certificate, key = identity.certificate_file, identity.key_file
+        return iothub(
+            config,
+            way.url,
+            identity.device,
+            Tls(identity.ca_file, certificate, key),
+            lambda: asking.fetch(identity, acceptance.now()),
+            live.heed,
+            boot,
+        )
     ca = Path(config.transport.ca) if config.transport.ca else identity.ca_file
     return MqttTransport(
         way.url,
@@ -240,9 +250,29 @@ def _transport(
     )
 
 
-def _iothub(
-    config: Config, url: str, identity: Identity, boot: str, acceptance: Acceptance
+def iothub(
+    config: Config,
+    url: str,
+    device: str,
+    tls: Tls,
+    fetch: Callable[[], bytes | None],
+    configured: Callable[[Mapping[str, Any], bool], None],
+    boot: str = "",
 ) -> Transport:
+    """Return the transport over Azure IoT Hub.
+
+    Args:
+        config: What was configured.
+        url: `iothub://` or `dps://`.
+        device: Its id at the hub.
+        tls: The fleet's certificate and key.
+        fetch: Returns the desired document over HTTPS.
+        configured: Told what our section of the twin holds, and whether that is all of it.
+        boot: This start of the agent.
+
+    Raises:
+        InvalidInputError: The SDK is not installed, or an address is none (code `configuration`).
+    """
     try:
         # Here, as no other device needs the extra, nor the memory of the SDK.
         from edgefleet_agent.transports.iothub.clients import Credentials
@@ -255,24 +285,17 @@ def _iothub(
             hint="Install the agent's extra edgefleet-agent[iothub].",
         ) from error
     options, ca = config.iothub, config.transport.ca
-    certificate = Path(options.certificate_file or identity.certificate_file)
-    key = Path(options.key_file or identity.key_file)
+    shown = Tls(
+        tls.ca,
+        Path(options.certificate_file or tls.certificate),
+        Path(options.key_file or tls.key),
+    )
+    product = f"edgefleet-agent/{__version__}"
     known = Credentials(
-        identity.device,
-        options,
-        Tls(identity.ca_file, certificate, key),
-        Path(ca) if ca else None,
-        config.transport.keepalive_s,
-        f"edgefleet-agent/{__version__}",
+        device, options, shown, Path(ca) if ca else None, config.transport.keepalive_s, product
     )
-    return IotHubTransport(
-        url,
-        Who(identity.device, boot, __version__),
-        known,
-        config.state,
-        lambda: asking.fetch(identity, acceptance.now()),
-        config.transport.backoff_max_s,
-    )
+    who, longest = Who(device, boot, __version__), config.transport.backoff_max_s
+    return IotHubTransport(url, who, known, config.state, fetch, longest, configured)
 
 
 def _threads(config: Config) -> int:

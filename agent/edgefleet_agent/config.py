@@ -204,8 +204,8 @@ def load(path: Path | None, environ: Mapping[str, str] = os.environ) -> Config:
 
     Args:
         path: A TOML file, or None for the defaults.
-        environ: `EDGEFLEET_AGENT_STATE_DIR`, `_RUN_DIR`, `_HARDWARE` and `_LOG_LEVEL` win over the
-            file.
+        environ: `EDGEFLEET_AGENT_STATE_DIR`, `_RUN_DIR`, `_HARDWARE`, `_LOG_LEVEL`,
+            `_TRANSPORT_KIND`, `_TRANSPORT_URL` and `_IOTHUB_AUTH` win over the file.
 
     Raises:
         InvalidInputError: The file is missing, is not TOML, or holds an unknown key or a value that
@@ -223,6 +223,10 @@ def load(path: Path | None, environ: Mapping[str, str] = os.environ) -> Config:
     for key in ("state_dir", "run_dir", "hardware", "log_level"):
         if value := environ.get(f"EDGEFLEET_AGENT_{key.upper()}"):
             fields[key] = value
+    for table, key in (("transport", "kind"), ("transport", "url"), ("iothub", "auth")):
+        value = environ.get(f"EDGEFLEET_AGENT_{table}_{key}".upper())
+        if value and isinstance(fields.setdefault(table, {}), dict):
+            fields[table][key] = value
     try:
         config = msgspec.convert(fields, Config)
     except msgspec.ValidationError as error:

@@ -30,6 +30,7 @@ from edgefleet_agent.status import StatusFile
 from edgefleet_agent.swap_lock import SwapLock
 from edgefleet_agent.toolbox import Toolbox
 from edgefleet_agent.trust.acceptance import Acceptance, Accepted
+from edgefleet_agent.twin_settings import Live
 from edgefleet_shared.errors import EdgeFleetError
 from edgefleet_shared.messages import DESIRED_MAX_BYTES, SlotReport
 from edgefleet_shared.steps import Step
@@ -46,6 +47,7 @@ class Parts(NamedTuple):
     """What `compose.py` builds and the daemon runs.
 
     `mendable`: where the transport does not take who we are, a renewed certificate may help.
+    `live`: settings that may change meanwhile.
     """
 
     config: Config
@@ -57,7 +59,8 @@ class Parts(NamedTuple):
     boot: str
     status: StatusFile
     notifier: Notifier
-    mendable: bool = True
+    live: Live
+    mendable: bool
 
 
 class Daemon:
@@ -79,7 +82,7 @@ class Daemon:
         self._missed: bytes | None = None
         self._slots: dict[str, Slot] = {}
         self._link = link(self)
-        self._next_window = time.monotonic() + parts.config.telemetry.interval_s
+        self._next_window = time.monotonic() + parts.live.interval_s
         tools, signer = parts.tools, parts.identity.signer
         self._facts = Facts(tools.hardware, tools.machine.usable, tools.machine.unavailable)
         self._reporter = Reporter(
@@ -227,7 +230,7 @@ class Daemon:
         self._receiver.look()
         self._locked.look()
         if now >= self._next_window:
-            self._next_window = now + self._parts.config.telemetry.interval_s
+            self._next_window = now + self._parts.live.interval_s
             self._close_windows()
         waits = [IDLE_S, self._renewer.wait_s(), self._intake.wait_s()]
         waits += [self._next_window - now, self._parts.notifier.interval_s]

@@ -10,6 +10,8 @@ from edgefleet_shared.errors import InvalidInputError
 
 SCHEMES = {"mqtt": "mqtt", "mqtts": "mqtt", "iothub": "iothub", "dps": "iothub"}
 """The scheme of an address to the kind of transport."""
+EDGE = "iothub://iotedge"
+"""The IoT Edge runtime tells its modules where to connect."""
 
 
 class Way(NamedTuple):
@@ -40,8 +42,9 @@ def way_of(config: Config, enrolled: TransportInfo) -> Way:
             code="configuration",
             hint="Use mqtts://HOST:8883, mqtt://HOST:1883, iothub://HOST or dps://ID_SCOPE.",
         )
-    kind = config.transport.kind or _kind_of(url) or enrolled.kind
-    for found in (url, enrolled.url):
+    edge = config.iothub.auth == "edge"
+    kind = config.transport.kind or ("iothub" if edge else _kind_of(url) or enrolled.kind)
+    for found in (EDGE if edge else "", url, enrolled.url):
         if _kind_of(found) == kind:
             return Way(kind, found, _mendable(config, kind))
     if kind not in SCHEMES.values():

@@ -137,8 +137,7 @@ def test_status_shows_what_runs(world, agent, capsys):
     assert main(["status", "--config", str(toml)]) == 0
     text = capsys.readouterr().out
     assert "digits: serves 1.0.0" in text
-    assert "connected, assignment 1, gateway up" in text
-    assert "fleet manager by mqtt: mqtt://127.0.0.1:1" in text
+    assert "connected, assignment 1, gateway up; mqtt: mqtt://127.0.0.1:1" in text
     assert main(["status", "--json", "--config", str(toml)]) == 0
     status = json.loads(capsys.readouterr().out)
     assert status["slots"]["digits"]["active"] == slot.manifest

@@ -37,6 +37,9 @@ COMMANDS = {
     "verify": Command("verify", "check every signature and every byte on this device again"),
     "lock": Command("locking", "let no model swap or stop until `unlock`", "register", "run_lock"),
     "unlock": Command("locking", "let models change again", run="run_unlock"),
+    "iotedge": Command(
+        "edge", "print the manifest that runs the agent on Azure IoT Edge", "register", device=False
+    ),
     "collect": Command(
         "collect",
         "write an archive for whoever looks for a fault; no secrets",

@@ -35,9 +35,8 @@ def _lines(config: Config, status: dict[str, Any]) -> Iterator[str]:
     if not runs:
         yield "  it ended without a word: start it again (`edgefleet-agent run`, or its unit);"
         yield "  what follows is what it said last, but for the gateway and its workers"
-    yield f"  {link}, assignment {status['counter']}, gateway {status['gateway']}"
-    if status["transport"]:
-        yield f"  fleet manager by {status['transport']}: {status['transport_url']}"
+    way = f"; {status['transport']}: {status['transport_url']}" if status["transport"] else ""
+    yield f"  {link}, assignment {status['counter']}, gateway {status['gateway']}{way}"
     yield (
         f"  infer at {doors['socket']}"
         + (f" and http://{doors['tcp']}" if doors["tcp"] else "")

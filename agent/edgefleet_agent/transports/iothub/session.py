@@ -35,7 +35,7 @@ class Around(NamedTuple):
         reports: What waits for the twin.
         fetching: Brings what the twin only points to.
         again: Sends the newest report again; returns False if there is none yet.
-        configured: Told what beside the document lies in our section of the twin, whole or a patch.
+        configured: Told what our section of the twin holds, and whether that is a patch or whole.
     """
 
     who: Who
@@ -43,7 +43,7 @@ class Around(NamedTuple):
     reports: Reports
     fetching: Fetching
     again: Callable[[], bool]
-    configured: Callable[[Mapping[str, Any]], None]
+    configured: Callable[[Mapping[str, Any], bool], None]
 
 
 class Session:
@@ -84,8 +84,10 @@ class Session:
         await self.link.broken.wait()
 
     def say(self, *, online: bool) -> asyncio.Task[None]:
-        """Say whether we are here."""
+        """Say whether we are here, if there is somebody to speak for."""
         who = self._around.who
+        if not who.boot:
+            return self._spawn(asyncio.sleep(0))
         payload = strict_json.encode(Presence(1, online, who.boot, who.version))
         return self._spawn(self._send(payload, twin.message_properties("presence")))
 
@@ -127,7 +129,7 @@ class Session:
             return  # the twin that we have got meanwhile holds it
         missed = version > self._version + 1
         self._version = version
-        self._heed(patch)
+        self._heed(patch, whole=False)
         if missed:
             self._renewed()
 
@@ -152,7 +154,7 @@ class Session:
             self._seen = ""
         return True
 
-    def _heed(self, properties: Mapping[str, Any]) -> None:
+    def _heed(self, properties: Mapping[str, Any], *, whole: bool = True) -> None:
         """Hand over what desired properties, or a patch of them, hold."""
         around = self._around
         try:
@@ -169,9 +171,11 @@ class Session:
                     around.events.on_desired(document.payload)
         if word := twin.read_renew(properties):
             around.events.on_renew(word)
-        section = properties.get(twin.SECTION)
-        if isinstance(section, Mapping):
-            around.configured(section)
+        if whole or twin.SECTION in properties:
+            section = properties.get(twin.SECTION)
+            if not isinstance(section, Mapping):
+                section, whole = {}, True
+            around.configured(section, whole)
 
     def _method(self, name: str, payload: object) -> Answer:
         around = self._around

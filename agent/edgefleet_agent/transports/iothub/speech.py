@@ -16,7 +16,7 @@ ENVELOPE_MAX_BYTES = 2 * REPORT_MAX_BYTES
 
 
 class Who(NamedTuple):
-    """The device, this start of its agent, and the agent's version."""
+    """The device, this start of its agent ('' = it only listens), and the agent's version."""
 
     device: str
     boot: str

@@ -59,7 +59,7 @@ class IotHubTransport:
         state: The state folder, for what the provisioning service has assigned.
         fetch: Returns the desired document from the fleet manager, None if there is none; blocks.
         backoff_max_s: Longest wait between two tries.
-        configured: Told what lies in our section of the twin, as a whole or a patch.
+        configured: Told what our section of the twin holds, and whether that is all of it.
 
     Raises:
         InvalidInputError: An address in it is none.
@@ -73,7 +73,7 @@ class IotHubTransport:
         state: Path,
         fetch: Callable[[], bytes | None],
         backoff_max_s: float = 300.0,
-        configured: Callable[[Mapping[str, Any]], None] = lambda _: None,
+        configured: Callable[[Mapping[str, Any], bool], None] = lambda _section, _whole: None,
     ) -> None:
         parse_proxy(known.options.proxy)
         self._assignment = Assignment(parse(url), known, state / "iothub.json")
