@@ -15,6 +15,7 @@ NAMES = {
     "batching": "rates of a wide network with and without batches, beside raw onnxruntime",
     "idle": "what agentd costs while nothing happens: private memory, processor time",
     "inference": "a tiny model and a CNN, beside raw onnxruntime, FastAPI and MLServer; memory",
+    "iothub": "a rollout to 5,000 simulated devices within an S1 hub's limits",
     "mutants": "4,000 mutants of an ONNX and of a TFLite model, and how each ended",
     "sandbox": "what shutting workers in costs: proving, and the latency of a request",
     "swap": "swaps to and fro under four clients at full speed, containers and MLServer too",

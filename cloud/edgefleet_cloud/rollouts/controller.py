@@ -25,7 +25,7 @@ from edgefleet_shared.identifiers import new_id
 from edgefleet_shared.times import format_time
 
 HOUSEKEEPING_S = 10.0
-REST = 4.0
+REST = 9.0
 """Looking at a large rollout takes a while, and each report wakes: rest so many times as long."""
 
 log = logging.getLogger(__name__)
