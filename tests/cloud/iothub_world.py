@@ -40,7 +40,7 @@ class Told:
             raise UnavailableError("not now")
         self.heard.append(what)
 
-    def seen(self, device: str, sha256: str) -> None:
+    def seen(self, device: str, sha256: str, module: str = "") -> None:
         self._note("seen", device, sha256)
 
     def reported(self, device: str) -> None:

@@ -56,11 +56,11 @@ def test_a_twin_that_is_gone_brings_nothing(world):
 def test_who_answers_a_get_knows_what_the_device_sees(world):
     """What a device says that it sees is told before its question is handled."""
     order = []
-    world.told.seen = lambda device, sha256: order.append((device, sha256))
+    world.told.seen = lambda device, sha256, module: order.append((device, sha256, module))
     world.hearing._handler = lambda topic, _payload: order.append(topic)
     world.hub.send_event("cam-1", "", b"{}", twin.message_properties("get", seen="d" * 64))
     world.hear()
-    assert order == [("cam-1", "d" * 64), "f1/cam-1/up/get"]
+    assert order == [("cam-1", "d" * 64, ""), "f1/cam-1/up/get"]
 
 
 def test_not_now_is_passed_on(world):

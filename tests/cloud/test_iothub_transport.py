@@ -237,6 +237,43 @@ def test_with_the_provisioning_service_nobody_is_created(database):
     world.transport.stop()
 
 
+def test_a_module_that_asks_is_told_in_its_own_twin(database):
+    """On IoT Edge the agent is a module: where its question comes from, the document goes."""
+    world = HubWorld(database, module="edgefleet").start()
+    world.enroll("edge-1")
+    world.state.registry.create("edge-1", "edgefleet")
+    tell(world, document(1), "edge-1")
+    world.told.seen("edge-1", "", "edgefleet")
+    tell(world, document(1), "edge-1")
+
+    def in_module() -> bytes | None:
+        found = twin.read_document(world.state.device_twin("edge-1", "edgefleet")["desired"])
+        return found.payload if found else None
+
+    assert in_module() == document(1)
+    world.told.seen("edge-1", twin.digest(document(1)), "edgefleet")
+    tell(world, document(2), "edge-1")
+    assert in_module() == document(2)
+    assert world.document("edge-1") == document(1)
+    world.state.registry.delete("edge-1", "edgefleet")
+    tell(world, document(3), "edge-1")
+    assert world.document("edge-1") == document(3)
+    world.transport.stop()
+
+
+def test_a_modules_first_word_is_remembered(database):
+    """Before anything was written it is known already where it must go."""
+    world = HubWorld(database, module="edgefleet").start()
+    world.enroll("edge-1")
+    world.state.registry.create("edge-1", "edgefleet")
+    world.told.seen("nobody", "", "edgefleet")
+    world.told.seen("edge-1", "", "edgefleet")
+    tell(world, document(1), "edge-1")
+    assert world.document("edge-1") is None
+    assert world.row("edge-1").module == "edgefleet"
+    world.transport.stop()
+
+
 def test_what_no_twin_takes_is_given_up_and_said(world, caplog):
     """The future tells why; the next document is not held up."""
     future = world.transport.publish(topics.renew("cam-1"), b"\xff\xfe", retain=True)

@@ -40,7 +40,7 @@ class FakeHubRest:
     def close(self) -> None:
         """Do nothing: there is no connection."""
 
-    def patch_twin(self, device: str, patch: Mapping[str, Any]) -> dict[str, Any]:
+    def patch_twin(self, device: str, patch: Mapping[str, Any], module: str = "") -> dict[str, Any]:
         """Write to a twin."""
         with self._lock:
             self._under_way.append(device)
@@ -48,7 +48,7 @@ class FakeHubRest:
             self.at_once = max(self.at_once, self._under_way.count(device))
         try:
             time.sleep(self.latency_s)
-            found = self._ask(lambda: self._patch(device, patch))
+            found = self._ask(lambda: self._patch(device, patch, module))
             with self._lock:
                 self.writes.append(device)
                 lost = self.lose_answers > 0
@@ -91,9 +91,9 @@ class FakeHubRest:
         except NotFoundError:
             return
 
-    def _patch(self, device: str, patch: Mapping[str, Any]) -> Any:
+    def _patch(self, device: str, patch: Mapping[str, Any], module: str) -> Any:
         self.hub.throttles.spend("twin_updates")
-        return self.hub.patch_twin(device, "", patch)
+        return self.hub.patch_twin(device, module, patch)
 
     def _registry(self) -> Any:
         self.hub.throttles.spend("registry")

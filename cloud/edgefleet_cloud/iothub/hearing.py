@@ -23,8 +23,8 @@ class Told(Protocol):
     Each may raise UnavailableError: the event is tried again.
     """
 
-    def seen(self, device: str, sha256: str) -> None:
-        """Hear which document a device sees in its twin; '' = it does not say."""
+    def seen(self, device: str, sha256: str, module: str = "") -> None:
+        """Hear which document a device sees in its twin, or in a module's; '' = it does not say."""
         ...
 
     def reported(self, device: str) -> None:
@@ -89,7 +89,7 @@ class Hearing:
         """
         if isinstance(word, Message):
             if word.seen is not None:
-                self._told.seen(word.device, word.seen)
+                self._told.seen(word.device, word.seen, word.module)
             self._handler(word.topic, word.payload)
         elif isinstance(word, Change):
             if first:

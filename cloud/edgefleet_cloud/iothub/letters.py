@@ -22,11 +22,16 @@ KINDS = frozenset({DESIRED, RENEW})
 
 
 class Plan(NamedTuple):
-    """A patch of a twin's desired properties, and what is known of the twin once it is written."""
+    """A patch of a twin's desired properties, and what is known of the twin once it is written.
+
+    `inline` says that a document lies in it, which may be too much for the twin; `module` whose
+    twin it is, '' = the device's own.
+    """
 
     patch: Mapping[str, Any]
     known: Mapping[str, str]
-    inline: bool  # a document lies in it, which may be too much for the twin
+    inline: bool
+    module: str = ""
 
 
 @dataclass(eq=False)
@@ -72,7 +77,8 @@ def plan(letter: Letter, held: IotHubTwinRow | None, inline_max: int) -> Plan | 
         if held is None or held.renew != spelled:
             section |= twin.renew_patch(word)[twin.SECTION]
             known["renew"] = spelled
-    return Plan({twin.SECTION: section}, known, inline) if section else None
+    module = held.module if held else ""
+    return Plan({twin.SECTION: section}, known, inline, module) if section else None
 
 
 def content_of(document: bytes) -> str:

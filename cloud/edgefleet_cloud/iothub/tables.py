@@ -20,6 +20,7 @@ class IotHubTwinRow(SQLModel, table=True):
         renew: Digest of the word in the twin that asks to renew; '' as above.
         status: In the registry: '' = unknown, `enabled`, `disabled` or `absent`.
         changed: When this was last written.
+        module: Whose twin it is: a module's of that device (IoT Edge); '' = the device's own.
     """
 
     __tablename__ = "iothub_twins"
@@ -31,3 +32,4 @@ class IotHubTwinRow(SQLModel, table=True):
     renew: str = ""
     status: str = UNKNOWN
     changed: str = ""
+    module: str = ""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from edgefleet_cloud.database import Database
+from edgefleet_cloud.devices import repository as devices
 from edgefleet_cloud.iothub import repository
 from edgefleet_cloud.iothub.pacing import Pacer
-from edgefleet_cloud.iothub.tables import ABSENT, UNKNOWN
+from edgefleet_cloud.iothub.tables import ABSENT, UNKNOWN, IotHubTwinRow
 from edgefleet_cloud.ports import Clock, system_clock
 from edgefleet_shared.times import format_time
 
@@ -25,19 +26,23 @@ class Told:
     ) -> None:
         self._hub, self._database, self._pacer, self._clock = hub, database, pacer, clock
 
-    def seen(self, device: str, sha256: str) -> None:
+    def seen(self, device: str, sha256: str, module: str = "") -> None:
         """A device says the digest of the document in its twin; '' = it sees none.
 
-        What it does not see is not there, whatever we believed: it is written again.
+        What it does not see is not there, whatever we believed: it is written again, and into the
+        twin of the module that asks, if one does.
         """
         with self._database.read() as session:
             row = repository.find(session, device, self._hub)
-        if row is None or (row.sha256 == sha256 and row.status != ABSENT):
+        known = row or IotHubTwinRow(device=device, hub=self._hub)
+        changes = {"status": UNKNOWN} if known.status == ABSENT else {}
+        if (known.sha256, known.module) != (sha256, module):
+            changes |= {"sha256": "", "content": "", "renew": "", "module": module}
+        if not changes or (row is None and not module):
             return
-        changes = {"status": UNKNOWN} if row.status == ABSENT else {}
-        if row.sha256 != sha256:
-            changes |= {"sha256": "", "content": "", "renew": ""}
         with self._database.write() as session:
+            if devices.find(session, device) is None:
+                return
             now = format_time(self._clock())
             repository.change(session, device, self._hub, now, **changes)
 

@@ -50,12 +50,14 @@ class Message(NamedTuple):
         payload: As sent.
         seen: Of a `get`: the digest of the document that the device sees in its twin, '' if it
             says none. None: it is no `get`.
+        module: Which of its module identities has spoken; '' = the device itself.
     """
 
     device: str
     topic: str
     payload: bytes
     seen: str | None
+    module: str = ""
 
 
 class Change(NamedTuple):
@@ -110,7 +112,7 @@ def read(event: Event, module: str = "") -> Word | None:
         return None
     source = event.system.get(SOURCE)
     if source == "Telemetry":
-        return _message(device, event)
+        return _message(device, speaker, event)
     if source == "twinChangeEvents":
         return _change(device, speaker, event.body)
     # The module of these two is in the application's properties, which the hub writes here.
@@ -133,14 +135,14 @@ def report_of(document: Mapping[str, Any]) -> Document | None:
         return None
 
 
-def _message(device: str, event: Event) -> Message | None:
+def _message(device: str, module: str, event: Event) -> Message | None:
     topic = twin.topic_of(device, event.properties)
     if topic is None or len(event.body) > BODY_MAX_BYTES:
         return None
     if event.properties.get(twin.KIND) != "get":
-        return Message(device, topic, event.body, None)
+        return Message(device, topic, event.body, None, module)
     seen = event.properties.get(twin.SEEN)
-    return Message(device, topic, event.body, seen if isinstance(seen, str) else "")
+    return Message(device, topic, event.body, seen if isinstance(seen, str) else "", module)
 
 
 def _change(device: str, module: str, body: bytes) -> Change | None:

@@ -250,7 +250,8 @@ class IotHubTransport:
             letter.plan = plan(letter, held, self._hub.inline_max)
         found = letter.plan
         if found is not None:
-            self._rest.patch_twin(letter.device, {"properties": {"desired": found.patch}})
+            patch = {"properties": {"desired": found.patch}}
+            self._rest.patch_twin(letter.device, patch, found.module)
             self._failures = 0
             self._note(letter.device, dict(found.known))
         self._letters.done(letter, written=found is not None)
@@ -268,6 +269,12 @@ class IotHubTransport:
     def _miss(self, letter: Letter) -> None:
         """The hub does not know the device: it waits until it does, or nobody is to be told."""
         try:
+            if letter.plan is not None and letter.plan.module:
+                # The module is gone; the device, perhaps, is not.
+                self._note(letter.device, {"module": "", "sha256": "", "content": "", "renew": ""})
+                letter.plan = None
+                self._letters.back(letter)
+                return
             expected = self._registry.missing(letter.device)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is tried again
             self._back_off(error)

@@ -12,6 +12,7 @@ from edgefleet_provisioning.iothub_double.amqp_connection import Connection, Tim
 from edgefleet_provisioning.iothub_double.amqp_nodes import Entity, EventDesk, Namespace
 
 _Found = TypeVar("_Found")
+_PATIENCE_S = 10.0
 
 
 class EventHubsServer:
@@ -141,10 +142,19 @@ class EventHubsServer:
             self._open.pop(connection, None)
 
     async def _end(self) -> None:
+        # Nobody is let in from now on; who was a moment ago must be in before the server closes,
+        # or asyncio drops the connection without closing it.
+        for server in self._servers:
+            for listening in server.sockets:
+                self._loop.remove_reader(listening.fileno())
+        await asyncio.sleep(0.01)
         for server in self._servers:
             server.close()
-        tasks = list(self._open.values())
-        for connection in list(self._open):
-            connection.cut()
-        if tasks:
-            await asyncio.wait(tasks, timeout=10)
+        until = self._loop.time() + _PATIENCE_S
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            for connection in list(self._open):
+                connection.cut()
+            await asyncio.wait(others, timeout=0.1)
+            if self._loop.time() > until:
+                break
+        await asyncio.sleep(0.01)  # what was cut is closed in the loop's next turns
