@@ -80,6 +80,7 @@ def manifest(module: Module, *, layered: bool) -> dict[str, Any]:
 def create_options(module: Module) -> dict[str, Any]:
     """Return docker's options for the container."""
     host: dict[str, Any] = {
+        "Init": True,  # agentd would be the first process, and reaps only its own children
         "Binds": [f"{module.state}:{STATE_DIR}", f"{module.socket_dir}:{RUN_DIR}"],
         "ShmSize": module.shm_mb * 1024**2,
         "LogConfig": {"Type": "json-file", "Config": {"max-size": "10m", "max-file": "3"}},
