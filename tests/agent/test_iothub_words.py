@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -243,3 +245,22 @@ def test_the_defaults_of_the_section_suit_a_device_of_the_fleet():
     options = IotHub()
     assert (options.auth, options.module, options.websockets) == ("x509", "", False)
     assert options.report_min_s == 1.0
+
+
+def test_without_the_sdk_the_agent_says_which_extra_is_missing():
+    """A device that is moved to IoT Hub and lacks it is told how to get it."""
+    code = """
+import sys
+sys.modules["azure.iot.device"] = None
+from pathlib import Path
+from edgefleet_agent import compose
+from edgefleet_agent.config import Config
+from edgefleet_agent.tls import Tls
+from edgefleet_shared.errors import InvalidInputError
+try:
+    compose.iothub(Config(), "iothub://h", "cam-1", Tls(*[Path()] * 3), None, None)
+except InvalidInputError as error:
+    print(error.code, error.hint)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "configuration Install the agent's extra edgefleet-agent[iothub].\n"
