@@ -262,5 +262,7 @@ try:
 except InvalidInputError as error:
     print(error.code, error.hint)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60
+    )
     assert done.stdout == "configuration Install the agent's extra edgefleet-agent[iothub].\n"
