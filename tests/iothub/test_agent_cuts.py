@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -98,9 +97,6 @@ def test_the_kept_assignment_of_a_hub_survives_cuts_in_a_row(world):
             reports.send(sealed(f"report-{turn}"))
             world.double.cut(DEVICE)
         until(reports.again, "reports")
-        began = time.monotonic()
-        transport.stop()
-        assert time.monotonic() - began < 15
     finally:
         transport.stop()
     assert set(reports.told) == {1}

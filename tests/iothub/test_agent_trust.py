@@ -184,13 +184,16 @@ def test_renewing_the_token_loses_nothing_and_disturbs_nobody(world, agents):
     events = connect(agents, transport)
     batches = Sender(lambda data, done: transport.publish_batch("events", data, done))
     reports = Sender(transport.publish_reported, newest=True)
-    sessions, end, turn = set(), time.monotonic() + 3.5, 0
-    while time.monotonic() < end:
+    sessions: list[Any] = []
+    turn = 0
+    while len(sessions) < 4:
         turn += 1
+        assert turn < 1500, "the token is not renewed"
         batches.send(sealed(f"batch-{turn}"))
         reports.send(sealed(f"report-{turn}"))
         world.assign(f"document-{turn}".encode())
-        sessions.add(id(world.hub.sessions.find(DEVICE)))
+        if (session := world.hub.sessions.find(DEVICE)) and session not in sessions:
+            sessions.append(session)
         time.sleep(0.02)
     until(lambda: events.desired[-1:] == [f"document-{turn}".encode()], "the last document")
     until(batches.again, "batches")
@@ -198,7 +201,6 @@ def test_renewing_the_token_loses_nothing_and_disturbs_nobody(world, agents):
     assert set(batches.told + reports.told) == {1}
     assert {sealed(f"batch-{n}") for n in range(1, turn + 1)} <= set(world.bodies("ev"))
     assert world.reported() == sealed(f"report-{turn}")
-    assert len(sessions) > 2, "the token was renewed"
     assert (events.connected, events.disconnected) == (1, [])
 
 
@@ -299,9 +301,8 @@ def test_stopping_ends_an_attempt_that_is_under_way(world, agents, monkeypatch):
     agents.append(transport)
     transport.start(events)
     until(lambda: events.disconnected, "nobody there")
-    began = time.monotonic()
     transport.stop()
-    assert time.monotonic() - began < 20
+    assert not transport._thread.is_alive()
     done = Done()
     transport.publish_batch("events", sealed("e30="), done)
     assert done.told == [False], "after the end everything is told at once"
