@@ -142,7 +142,7 @@ class Heard:
         with self._lock:
             self._all.append((topic, payload))
 
-    def seen(self, device: str, sha256: str) -> None:
+    def seen(self, device: str, sha256: str, module: str = "") -> None:
         """Nothing depends on it here."""
 
     def reported(self, device: str) -> None:
