@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -129,7 +129,7 @@ def compose(config: Config) -> Program:
     )  # fmt: skip
     reports = Reports(devices, models)
     planner = Planner(devices, groups, models, blobs)
-    steering = _steer(config, database, events, groups, planner, models, trust, paths.transport)
+    steering = _steer(config, database, events, groups, planner, models, trust, paths)
     asking = Asking(database, devices, certificates, paths.transport, events)
     renewals = _renewals(config, certificates, trust, asking, steering.announcer, events)
     trust.subscribe(steering.controller.tidy)  # what an old director signed is dead: sign anew
@@ -234,22 +234,22 @@ def _steer(
     planner: Planner,
     models: ModelService,
     trust: Trust,
-    transport: Transport,
+    paths: _Paths,
 ) -> _Steering:
     life = timedelta(hours=config.controller.assignment_life_h)
     settings = Settings(config.fleet, lambda: f"{config.api_url}/v1/blobs", life)
     announcer = Announcer(
-        settings, database, groups.devices, trust, trust, transport, events, system_clock
+        settings, database, groups.devices, trust, trust, paths.transport, events, system_clock
     )
     slots = Slots(events, announcer.announce, system_clock)
-    driver = Driver(slots, events, system_clock, lambda: transport.pending)
+    driver = Driver(slots, events, system_clock, paths.waiting)
     pace = Pace(config.controller.interval_s, config.controller.lease_s)
     controller = Controller(database, driver, announcer.refresh, pace, system_clock)
     return _Steering(
         Rollouts(planner, slots, driver, controller.wake, system_clock),
         controller,
         announcer,
-        transport,
+        paths.transport,
         DeploymentReports(slots, models, controller.wake),
     )
 
@@ -268,6 +268,7 @@ class _Paths(NamedTuple):
     disconnector: Disconnector
     background: Sequence[BackgroundService]
     hubs: Hubs
+    waiting: Callable[[], Mapping[str, int]]
 
 
 def _paths(config: Config, broker: BrokerService, database: Database, events: EventLog) -> _Paths:
@@ -287,11 +288,15 @@ def _paths(config: Config, broker: BrokerService, database: Database, events: Ev
         disconnectors.append(made.transport)
         background.append(made.sync)
     hubs = Hubs([made.view for made in at.values()])
+
+    def waiting() -> Mapping[str, int]:
+        return {way: each.pending for way, each in transports.items()}
+
     if not at:
-        return _Paths(ways, transports[BROKER], disconnectors[0], background, hubs)
+        return _Paths(ways, transports[BROKER], disconnectors[0], background, hubs, waiting)
     ways.admitted = lambda hub, device: at[hub].transport.disconnect(device)
     routed = RoutedTransport(transports, partial(ways.way_of, database))
-    return _Paths(ways, routed, DisconnectorOfAll(disconnectors), background, hubs)
+    return _Paths(ways, routed, DisconnectorOfAll(disconnectors), background, hubs, waiting)
 
 
 class _AtHub(NamedTuple):

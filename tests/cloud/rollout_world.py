@@ -152,7 +152,7 @@ class RolloutWorld:
         )  # fmt: skip
         self.woken: list[str] = []
         slots = self.slots = Slots(events, self.announcer.announce, self.clock)
-        self.driver = Driver(slots, events, self.clock, lambda: self.transport.pending)
+        self.driver = Driver(slots, events, self.clock, lambda: {"": self.transport.pending})
         groups = Groups(events, self.devices, self.clock)
         planner = Planner(self.devices, groups, self.shelf, self.shelf)
         self.service = Rollouts(planner, slots, self.driver, self.woken.append, self.clock)

@@ -48,6 +48,23 @@ def test_devices_are_told_no_faster_than_the_wire_takes_it(world: RolloutWorld) 
     until(all_told)
 
 
+def test_a_way_that_is_full_holds_no_other_up(world: RolloutWorld) -> None:
+    """While a hub takes nothing more, the devices on MQTT are told, and none of the hub's."""
+    with world.database.write() as session:
+        for number in range(0, 30, 2):
+            row = world.devices.get(session, f"cam-{number}")
+            row.way = "main"
+            session.add(row)
+    world.driver._waiting = lambda: {"": world.transport.pending, "main": 10}
+    rollout = world.roll_out("1.0.0")
+
+    def offered() -> set[str]:
+        world.settle()
+        return {name for name, state in world.states(rollout).items() if state == "offered"}
+
+    until(lambda: offered() == {f"cam-{number}" for number in range(1, 30, 2)})
+
+
 def test_reports_that_wake_it_on_and_on_do_not_keep_it_busy(world: RolloutWorld) -> None:
     """After each look it rests for some times as long, however often it is woken."""
     looks: list[float] = []

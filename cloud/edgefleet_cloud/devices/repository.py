@@ -69,6 +69,12 @@ def taken(session: Session, ids: Sequence[str]) -> set[str]:
     return found
 
 
+def on_ways(session: Session, ways: Sequence[str]) -> frozenset[str]:
+    """Return the ids of the devices that are reached on some ways; '' is the broker's."""
+    query = select(DeviceRow.id).where(col(DeviceRow.way).in_(ways))  # type: ignore[call-overload]  # as above
+    return frozenset(session.scalars(query))
+
+
 def matching(session: Session, *nodes: Scope) -> Sequence[DeviceRow]:
     """Return every device that all of these selectors mean, by id."""
     return session.scalars(members(*nodes).order_by(col(DeviceRow.id))).all()

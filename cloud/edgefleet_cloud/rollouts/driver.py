@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from sqlalchemy import select
 from sqlmodel import Session, col
 
 from edgefleet_cloud.database import reason_of
+from edgefleet_cloud.devices import repository as devices_repository
 from edgefleet_cloud.devices.tables import DeviceRow
 from edgefleet_cloud.ports import Clock, EventSink
 from edgefleet_cloud.rollouts import repository
@@ -66,7 +67,7 @@ class Driver:
         slots: Changes what devices should run.
         events: Told of every transition, with old and new state, counts and the rule that fired.
         clock: Dates transitions and measures deadlines.
-        pending: Returns how many documents wait to be sent.
+        waiting: Returns how many documents wait to be sent, by the way that devices are reached on.
     """
 
     def __init__(
@@ -74,10 +75,10 @@ class Driver:
         slots: Slots,
         events: EventSink,
         clock: Clock,
-        pending: Callable[[], int] = lambda: 0,
+        waiting: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
         self._slots = slots
-        self._pending = pending
+        self._waiting = waiting
         self._events = events
         self._clock = clock
 
@@ -86,10 +87,14 @@ class Driver:
         return bool(self._due(session, row))
 
     def _due(self, session: Session, row: RolloutRow) -> Sequence[Action]:
-        """Return what is to be done now; devices are told no faster than the wire takes it."""
+        """Return what is to be done now; devices are told no faster than their way takes it."""
         actions = decide(self.view(session, row), self._clock())
-        room = self._pending() < ROOM
-        return [each for each in actions if room or not isinstance(each, Offer)]
+        full = [way for way, waiting in self._waiting().items() if waiting >= ROOM]
+        if not full or not any(isinstance(each, Offer) for each in actions):
+            return actions
+        behind = devices_repository.on_ways(session, full)
+        narrowed = [_without(each, behind) if isinstance(each, Offer) else each for each in actions]
+        return [each for each in narrowed if not isinstance(each, Offer) or each.devices]
 
     def step(self, session: Session, row: RolloutRow) -> bool:
         """Do what is due, for at most `BATCH` devices; return whether more is due at once."""
@@ -307,6 +312,10 @@ class Driver:
                 "counts": dict(repository.counts(session, row.id).get(wave.position, {})),
             },
         )
+
+
+def _without(offer: Offer, behind: Collection[str]) -> Offer:
+    return Offer(tuple(device for device in offer.devices if device not in behind))
 
 
 def _described(row: RolloutRow) -> dict[str, object]:
