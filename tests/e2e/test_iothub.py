@@ -20,6 +20,7 @@ from edgefleet_provisioning.demo.fleet import AGENT, Fleet
 from edgefleet_provisioning.demo.narrator import Narrator
 from edgefleet_provisioning.iothub_double.__main__ import facts
 from edgefleet_provisioning.iothub_double.double import AzureDouble
+from edgefleet_shared import twin
 from tests.e2e.world import ENDED, World, until
 
 
@@ -144,3 +145,33 @@ def test_the_fleet_manager_killed_while_it_writes_twins(world: World):
     assert {world.version(name) for name in world.names} == {target}
     until("all receipts", lambda: (swaps(world) - seen).total() == 2)
     assert set((swaps(world) - seen).values()) == {1}
+
+
+def test_a_hub_that_lies_changes_nothing(world: World):
+    """Garbage, another device's document and an older one are refused; a mixture is asked about."""
+    hub = OwnHub.double.hub()
+
+    def document(name: str) -> bytes:
+        found = twin.read_document(hub.twin(name)["properties"]["desired"])
+        assert found
+        assert found.payload
+        return found.payload
+
+    older, before = document("cam-1"), world.version("cam-1")
+    target = "1.0.0" if before == "2.0.0" else "2.0.0"
+    assert world.roll_out(target)["state"] == "completed"
+    lies = (
+        (twin.document_patch(b'{"v":1'), "malformed"),
+        (twin.document_patch(document("cam-2")), "wrong_device"),
+        (twin.document_patch(older), "replayed"),
+    )
+    for patch, code in lies:
+        after = world.last_event()
+        hub.patch_twin("cam-1", "", {"properties": {"desired": patch}})
+        world.refusal(code, after, "cam-1")
+        assert world.version("cam-1") == target
+    mixed = twin.document_patch(document("cam-2"))
+    mixed[twin.SECTION]["document"]["0"] = "x"  # the device fetches its own over HTTPS
+    hub.patch_twin("cam-1", "", {"properties": {"desired": mixed}})
+    assert world.roll_out(before)["state"] == "completed"
+    assert world.version("cam-1") == before
