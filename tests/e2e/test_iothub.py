@@ -94,6 +94,8 @@ def test_one_rollout_over_both_ways_and_a_device_that_moves(world: World):
     """One device goes to MQTT and back; counter, history and model go with it."""
     before = world.fleet.get("/v1/devices/cam-2")
     assert (way(world, "cam-1"), before["way"]) == ("azure", "azure")
+    pong = world.fleet.edgefleet("iothub", "ping", "azure", "cam-1")
+    assert pong["boot"] == world.fleet.get("/v1/devices/cam-1/state")["reported"]["boot"]
     ca = world.fleet.folder / "fleet" / "online" / "keys" / "device-ca.crt"
     move(world, "cam-2", f'kind = "mqtt"\nurl = "{world.fleet.ready["broker"]}"\nca = "{ca}"\n')
     until("cam-2 on MQTT", lambda: way(world, "cam-2") == "mqtt")

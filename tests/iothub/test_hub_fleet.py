@@ -9,6 +9,7 @@ from securesystemslib.signer import CryptoSigner
 
 from edgefleet_cloud.iothub.tables import IotHubTwinRow
 from edgefleet_provisioning.iothub_double.refusals import HubError
+from edgefleet_provisioning.iothub_double.virtual import Crowd, VirtualDevice
 from edgefleet_shared import topics
 from tests.brokers import until
 from tests.cloud.running import RunningCloud
@@ -120,6 +121,33 @@ def test_a_device_from_another_way_is_admitted(cloud: RunningCloud, hub: CloudWo
     refused = cloud.client.put("/v1/iothubs/main/devices/never-1")
     assert (refused.status_code, refused.json()["code"]) == (409, "not_admitted")
     assert status(hub, "never-1") == "absent"
+
+
+def test_a_device_that_is_there_answers_and_another_does_not(
+    cloud: RunningCloud, hub: CloudWorld
+) -> None:
+    """A direct method reaches who is connected; who is not is told apart from who is unknown."""
+    enrolled(cloud, "ping-1")
+    until(lambda: status(hub, "ping-1") == "enabled", 20)
+    path = "/v1/iothubs/main/devices/ping-1/ping"
+    absent = cloud.client.post(path)
+    assert (absent.status_code, absent.json()["code"]) == (409, "not_connected")
+    crowd, asked = Crowd(hub.hub), []
+
+    def method(_device: VirtualDevice, name: str, payload: object) -> tuple[int, object]:
+        asked.append((name, payload))
+        return 200, {"boot": "boot-1", "agent": "9"}
+
+    crowd.join("ping-1", lambda *_: None, method)
+    answer = cloud.client.post(path)
+    assert answer.status_code == 200, answer.text
+    assert {**answer.json(), "ms": 0} == {
+        "hub": "main", "device": "ping-1", "agent": "9", "boot": "boot-1", "ms": 0
+    }  # fmt: skip
+    assert asked == [("ping", {})]
+    assert cloud.client.post("/v1/iothubs/main/devices/nobody/ping").status_code == 404
+    assert cloud.client.post("/v1/iothubs/nowhere/devices/ping-1/ping").status_code == 404
+    crowd.close()
 
 
 def told(cloud: RunningCloud, device: str) -> set[str]:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends
 from edgefleet_cloud.auth.guards import Scoped, allow
 from edgefleet_cloud.devices.service import Devices
 from edgefleet_cloud.events.service import EventLog
-from edgefleet_cloud.iothub.schemas import Admission, IotHubStatus
+from edgefleet_cloud.iothub.schemas import Admission, Answer, IotHubStatus
 from edgefleet_cloud.iothub.status import Hubs
 from edgefleet_cloud.iothub.ways import Ways
 from edgefleet_cloud.paging import PageOf
@@ -67,3 +67,14 @@ def admit_device(
             data={"hub": hub.name},
         )
         return Admission(hub=hub.name, device=row.id, url=hub.address)
+
+
+@router.post("/{name}/devices/{device_id}/ping", dependencies=[allow("devices.read")])
+def ping_device(
+    hubs: Service, devices: AllDevices, db: Db, scope: Scoped, name: str, device_id: str
+) -> Answer:
+    """Ask a device by a direct method whether it hears us now, whatever it has last reported."""
+    with db.read() as session:
+        row = devices.get(session, device_id, scope)
+    said = hubs.ping(name, row.id)
+    return Answer(hub=name, device=row.id, **said._asdict())

@@ -170,3 +170,19 @@ class Admission(BaseModel):
     hub: str
     device: str
     url: str
+
+
+class Answer(BaseModel):
+    """What a device has answered, and after how many milliseconds."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"hub": "main", "device": "cam-1", "agent": "0.1.0", "boot": "", "ms": 84}]
+        }
+    )
+
+    hub: str
+    device: str
+    agent: str
+    boot: str
+    ms: int

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from sqlalchemy import func, select
 from sqlmodel import Session, col
 
 from edgefleet_cloud.devices.tables import ENROLLED, DeviceRow
-from edgefleet_cloud.errors import NotFoundError
+from edgefleet_cloud.errors import ConflictError, NotFoundError
 from edgefleet_cloud.hub_config import IotHub
 from edgefleet_cloud.iothub import registry_repository as repository
 from edgefleet_cloud.iothub.event_tables import IotHubRow
@@ -40,6 +41,14 @@ class Down(Protocol):
 
     def usage(self) -> Usage:
         """Return how the tier's limit of twin updates is used."""
+        ...
+
+    def invoke(self, device: str, method: str) -> dict[str, Any]:
+        """Call a direct method; return its `status` and `payload`.
+
+        Raises:
+            NotFoundError: The device is unknown there, or not connected.
+        """
         ...
 
 
@@ -82,6 +91,14 @@ class Standing(NamedTuple):
     missing: Disagreement
 
 
+class Pong(NamedTuple):
+    """A device's answer: which start of which version of the agent it is, and after how long."""
+
+    boot: str
+    agent: str
+    ms: int
+
+
 class Hubs:
     """The hubs that are configured.
 
@@ -102,12 +119,39 @@ class Hubs:
         Raises:
             NotFoundError: There is none of this name.
         """
+        return self._stand(session, self._view(name), named=named)
+
+    def ping(self, name: str, device: str) -> Pong:
+        """Ask a device, by a direct method, whether it hears us now.
+
+        Raises:
+            NotFoundError: There is no hub of this name.
+            ConflictError: The device is not connected to it (code `not_connected`).
+            UnavailableError: It does not answer in time, or the hub does not.
+        """
+        view = self._view(name)
+        began = time.monotonic()
+        try:
+            said = view.down.invoke(device, "ping")
+        except NotFoundError as error:
+            raise ConflictError(
+                f"{device} is not connected to IoT Hub {name}.",
+                code="not_connected",
+                hint="What it is to run waits in its twin; `way` of the device says where it spoke "
+                "last.",
+            ) from error
+        took = round(1000 * (time.monotonic() - began))
+        found = said.get("payload")
+        told = found if isinstance(found, dict) else {}
+        return Pong(str(told.get("boot", "")), str(told.get("agent", "")), took)
+
+    def _view(self, name: str) -> View:
         view = self._views.get(name)
         if view is None:
             raise NotFoundError(
                 f"There is no IoT Hub {name[:80]!r}.", hint="GET /v1/iothubs lists them."
             )
-        return self._stand(session, view, named=named)
+        return view
 
     def _stand(self, session: Session, view: View, *, named: bool) -> Standing:
         name, limit = view.hub.name, NAMED if named else 0

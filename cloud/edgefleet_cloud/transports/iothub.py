@@ -13,7 +13,7 @@ import random
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from edgefleet_cloud.database import Database
 from edgefleet_cloud.errors import NotFoundError
@@ -35,6 +35,8 @@ LATENCY_S = 0.4
 WORKERS = (8, 64)
 BACKOFF_S = (0.5, 60.0)
 STOP_S = 30.0
+METHOD_S = 10
+"""What a device is given to answer a direct method."""
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +116,14 @@ class IotHubTransport:
     def usage(self) -> Usage:
         """Return how the hub's limit of twin updates is used."""
         return self._pacer.usage()
+
+    def invoke(self, device: str, method: str) -> dict[str, Any]:
+        """Call a direct method of a device, or of the module that speaks for it; see `HubRest`."""
+        with self._database.read() as session:
+            held = repository.find(session, device, self._hub.name)
+        return self._rest.invoke(
+            device, method, {}, held.module if held else "", timeout_s=METHOD_S
+        )
 
     def start(self, handler: Handler) -> None:
         """Listen, write, and keep the registry; returns at once."""

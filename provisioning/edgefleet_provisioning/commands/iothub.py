@@ -13,6 +13,15 @@ from edgefleet_provisioning.commands.session import Session, connected, reading
 
 app = typer.Typer(help="Look after the fleet's Azure IoT hubs.", no_args_is_help=True)
 
+Hub = Annotated[
+    str,
+    typer.Argument(
+        metavar="HUB", help="The hub's name in cloud.toml.", autocompletion=completion.hubs
+    ),
+]
+Device = Annotated[
+    str, typer.Argument(metavar="ID", help="The device.", autocompletion=completion.devices)
+]
 POLL_S = 1.0
 COLUMNS = (
     "hub", "tier", "connected", "devices", "updates/min", "used", "to tell", "behind", "unknown",
@@ -32,12 +41,7 @@ def list_(session: Session) -> None:
 @reading
 def show(
     session: Session,
-    hub: Annotated[
-        str,
-        typer.Argument(
-            metavar="HUB", help="The hub's name in cloud.toml.", autocompletion=completion.hubs
-        ),
-    ],
+    hub: Hub,
     watch: Annotated[
         bool,
         typer.Option("--watch", help="Say each change, until nothing waits to be told or heard."),
@@ -59,15 +63,8 @@ def show(
 @connected
 def admit(
     session: Session,
-    hub: Annotated[
-        str,
-        typer.Argument(
-            metavar="HUB", help="The hub's name in cloud.toml.", autocompletion=completion.hubs
-        ),
-    ],
-    device: Annotated[
-        str, typer.Argument(metavar="ID", help="The device.", autocompletion=completion.devices)
-    ],
+    hub: Hub,
+    device: Device,
 ) -> None:
     """Have a hub know a device that enrolled on MQTT or on another hub, so that it can move."""
     path = f"/v1/iothubs/{segment(hub)}/devices/{segment(device)}"
@@ -76,6 +73,21 @@ def admit(
         found,
         f"{hub} will know {device}. Next, in its agent.toml, and restart agentd:\n"
         f'  [transport]\n  kind = "iothub"\n  url = "{found["url"]}"',
+    )
+
+
+@app.command("ping")
+@reading
+def ping(
+    session: Session,
+    hub: Hub,
+    device: Device,
+) -> None:
+    """Ask a device through a hub whether it hears us now; one of another hub does not."""
+    path = f"/v1/iothubs/{segment(hub)}/devices/{segment(device)}/ping"
+    found = session.api.request("POST", path).json()
+    session.output.result(
+        found, f"{device} answers after {found['ms']} ms (agent {found['agent']})."
     )
 
 
