@@ -7,6 +7,7 @@ import json
 from datetime import UTC, datetime
 
 import httpx
+import pytest
 
 from edgefleet_cloud import compose
 from edgefleet_cloud.audit import configuration
@@ -15,18 +16,30 @@ from edgefleet_provisioning.key_changes import Changes
 from edgefleet_provisioning.present import read_present
 from edgefleet_shared import reasons
 from edgefleet_shared.identifiers import sha256_digest
+from tests.cloud.test_iothub_enrollment import start, table
 from tests.fleet_folder import small_package
 from tests.http_device import HttpDevice, new_key
 
 REASON = "so that it is tried"
 WRITES = {"post", "put", "patch", "delete"}
-CHANGES_NOTHING = {("post", "/v1/selectors/validate")}
+CHANGES_NOTHING = {
+    ("post", "/v1/selectors/validate"),
+    ("post", "/v1/iothubs/{name}/devices/{device_id}/ping"),
+}
 OPERATIONS = {
     (method, path)
     for path, methods in compose.api_description()["paths"].items()
     for method in methods
     if method in WRITES
 } - CHANGES_NOTHING
+
+
+@pytest.fixture
+def cloud(folder):
+    """A fleet manager that has a hub beside its broker."""
+    running = start(folder, table(folder, "main"))
+    yield running
+    running.stop()
 
 
 class World:
@@ -140,6 +153,9 @@ CALLS = {
     ("post", "/v1/enrollments"): World.enroll,
     ("post", "/v1/devices/{device_id}/renew"): lambda w: w.post("/v1/devices/cam-1/renew"),
     ("post", "/v1/renewals"): World.renew,
+    ("put", "/v1/iothubs/{name}/devices/{device_id}"): lambda w: w.http.put(
+        "/v1/iothubs/main/devices/cam-1"
+    ),
     ("post", "/v1/devices/import"): lambda w: w.post(
         "/v1/devices/import", {"devices": [{"id": "cam-7"}, {"id": "cam-8"}]}
     ),
@@ -166,7 +182,7 @@ CALLS = {
     ("post", "/v1/devices/{device_id}/revoke"): lambda w: w.post("/v1/devices/cam-1/revoke"),
     ("delete", "/v1/devices/{device_id}"): lambda w: w.http.delete("/v1/devices/cam-1"),
 }
-MAKES_ANEW = {
+MAKES_ANEW = {("put", "/v1/iothubs/{name}/devices/{device_id}")} | {
     ("post", path)
     for path in (
         "/v1/groups", "/v1/devices", "/v1/devices/{device_id}/tickets", "/v1/models", "/v1/uploads",

@@ -11,6 +11,7 @@ from edgefleet_cloud.devices.service import Devices
 from edgefleet_cloud.events.service import EventLog
 from edgefleet_cloud.iothub.schemas import Admission, Answer, IotHubStatus
 from edgefleet_cloud.iothub.status import Hubs
+from edgefleet_cloud.iothub.tables import UNKNOWN
 from edgefleet_cloud.iothub.ways import Ways
 from edgefleet_cloud.paging import PageOf
 from edgefleet_cloud.ports import system_clock
@@ -56,7 +57,7 @@ def admit_device(
     """Have a hub know a device that enrolled on another way; its configuration then moves it."""
     with db.write() as session:
         row = devices.get(session, device_id, scope)
-        hub = ways.welcome(session, row, name, format_time(system_clock()))
+        hub, before = ways.welcome(session, row, name, format_time(system_clock()))
         events.record(
             session,
             type="device.admitted",
@@ -65,6 +66,8 @@ def admit_device(
             message=f"{row.id} may come by IoT Hub {hub.name}.",
             actor=actor,
             data={"hub": hub.name},
+            before=None if before is None else {"hub": hub.name, "status": before},
+            after={"hub": hub.name, "status": UNKNOWN},
         )
         return Admission(hub=hub.name, device=row.id, url=hub.address)
 

@@ -55,6 +55,13 @@ class Address(NamedTuple):
     url: str
 
 
+class Welcome(NamedTuple):
+    """A hub that is to know a device, and what its registry was known to say; None: nothing."""
+
+    hub: IotHub
+    before: str | None
+
+
 class Ways:
     """The ways of a fleet: an MQTT broker, Azure IoT Hubs, or both.
 
@@ -115,8 +122,10 @@ class Ways:
             repository.change(session, row.id, hub.name, now, status=UNKNOWN)
         after_commit(session, lambda: self.admitted(hub.name, row.id))
 
-    def welcome(self, session: Session, row: DeviceRow, name: str, now: str) -> IotHub:
-        """Have a hub's registry know an enrolled device that is on another way; return the hub.
+    def welcome(self, session: Session, row: DeviceRow, name: str, now: str) -> Welcome:
+        """Have a hub's registry know an enrolled device that is on another way.
+
+        One that is known there is looked at again: somebody may have removed it.
 
         Raises:
             NotFoundError: There is no such hub.
@@ -140,10 +149,11 @@ class Ways:
                 code="not_admitted",
                 hint="Enrol it first, with a ticket whose way is the hub.",
             )
-        if repository.find(session, row.id, hub.name) is None:
-            repository.change(session, row.id, hub.name, now, status=UNKNOWN)
+        known = repository.find(session, row.id, hub.name)
+        before = known.status if known else None
+        repository.change(session, row.id, hub.name, now, status=UNKNOWN)
         after_commit(session, lambda: self.admitted(hub.name, row.id))
-        return hub
+        return Welcome(hub, before)
 
     def way_of(self, database: Database, device: str) -> str:
         """Return where a device is reached; the default if its hub is configured no more."""
