@@ -72,7 +72,7 @@ def admit_device(
         return Admission(hub=hub.name, device=row.id, url=hub.address)
 
 
-@router.post("/{name}/devices/{device_id}/ping", dependencies=[allow("devices.read")])
+@router.post("/{name}/devices/{device_id}/ping", dependencies=[allow("devices.write")])
 def ping_device(
     hubs: Service, devices: AllDevices, db: Db, scope: Scoped, name: str, device_id: str
 ) -> Answer:

@@ -77,7 +77,7 @@ def admit(
 
 
 @app.command("ping")
-@reading
+@connected
 def ping(
     session: Session,
     hub: Hub,
