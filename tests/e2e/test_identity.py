@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
 import pytest
 from cryptography import x509
 
-from edgefleet_provisioning.demo.digits import build
-from edgefleet_provisioning.demo.fleet import AGENT, Fleet
-from edgefleet_provisioning.demo.narrator import Narrator
+from edgefleet_provisioning.demo.fleet import AGENT
 from edgefleet_provisioning.demo.processes import run_json
-from tests.e2e.world import World, until
+from tests.e2e.world import World, until, whole_fleet
 
 PATIENCE_S = 90.0
 """Longer than the fleet needs: seconds to notice, ten to ask, ten between two renewals."""
@@ -27,24 +21,8 @@ pytestmark = pytest.mark.timeout(300)
 @pytest.fixture(scope="module")
 def world():
     """A fleet of its own, for its authority is replaced: two devices that run digits 1.0.0."""
-    folder = Path(tempfile.mkdtemp(prefix="ef-id-", dir="/tmp"))
-    before = dict(os.environ)
-    fleet = Fleet(folder, 2, Narrator(to_stderr=True))
-    try:
-        digits = build(folder)
-        fleet.init()
-        fleet.start_cloud()
-        fleet.start_agents()
-        whole = World(fleet, digits)
-        for version in ("1.0.0", "2.0.0"):
-            whole.publish(version)
-        assert whole.roll_out("1.0.0")["state"] == "completed"
+    with whole_fleet("ef-id-", ("1.0.0", "2.0.0")) as whole:
         yield whole
-    finally:
-        fleet.close()
-        os.environ.clear()
-        os.environ.update(before)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def certificate(world: World, name: str) -> x509.Certificate:

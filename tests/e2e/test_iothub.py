@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
-import tempfile
 import threading
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from edgefleet_provisioning.demo import hub as demo_hub
-from edgefleet_provisioning.demo.digits import build
-from edgefleet_provisioning.demo.fleet import AGENT, Fleet
-from edgefleet_provisioning.demo.narrator import Narrator
+from edgefleet_provisioning.demo.fleet import AGENT
 from edgefleet_provisioning.iothub_double.__main__ import facts
 from edgefleet_provisioning.iothub_double.double import AzureDouble
 from edgefleet_shared import twin
-from tests.e2e.world import ENDED, World, until
+from tests.e2e.world import ENDED, World, until, whole_fleet
 
 
 class OwnHub(demo_hub.Hub):
@@ -40,27 +35,13 @@ class OwnHub(demo_hub.Hub):
 @pytest.fixture(scope="module")
 def world():
     """Two devices on the hub, digits 1.0.0 on both, 2.0.0 published."""
-    folder = Path(tempfile.mkdtemp(prefix="ef-hub-", dir="/tmp"))
-    before, patch = dict(os.environ), pytest.MonkeyPatch()
-    patch.setattr("edgefleet_provisioning.demo.fleet.Hub", OwnHub)
-    fleet = Fleet(folder, 2, Narrator(to_stderr=True), demo_hub.IOTHUB)
-    try:
-        digits = build(folder)
-        fleet.init()
-        fleet.start_cloud()
-        fleet.start_agents()
-        whole = World(fleet, digits)
-        for version in ("1.0.0", "2.0.0"):
-            whole.publish(version)
-        assert whole.roll_out("1.0.0")["state"] == "completed"
-        yield whole
-    finally:
-        fleet.close()
-        OwnHub.double.stop()
-        patch.undo()
-        os.environ.clear()
-        os.environ.update(before)
-        shutil.rmtree(folder, ignore_errors=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("edgefleet_provisioning.demo.fleet.Hub", OwnHub)
+        try:
+            with whole_fleet("ef-hub-", ("1.0.0", "2.0.0"), demo_hub.IOTHUB) as whole:
+                yield whole
+        finally:
+            OwnHub.double.stop()
 
 
 def move(world: World, name: str, lines: str) -> None:

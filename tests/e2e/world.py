@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,9 +19,11 @@ import numpy as np
 import paho.mqtt.client as mqtt
 
 from edgefleet_agent.tls import Tls
-from edgefleet_provisioning.demo.digits import Digits
+from edgefleet_provisioning.demo.digits import Digits, build
 from edgefleet_provisioning.demo.fleet import AGENT, Fleet
+from edgefleet_provisioning.demo.hub import MQTT, Transport
 from edgefleet_provisioning.demo.load import Client, UnixConnection
+from edgefleet_provisioning.demo.narrator import Narrator
 from edgefleet_provisioning.demo.processes import PIDS, run_json
 from edgefleet_shared import topics
 from edgefleet_shared.identifiers import MANAGER
@@ -34,6 +39,31 @@ def until(what: str, condition: Callable[[], Any], seconds: float = 30.0) -> Any
         assert time.monotonic() < deadline, f"{what} did not come within {seconds:.0f} s"
         time.sleep(0.05)
     return found
+
+
+@contextlib.contextmanager
+def whole_fleet(
+    prefix: str, versions: tuple[str, ...], transport: Transport = MQTT
+) -> Iterator[World]:
+    """Start a fleet of two devices, publish versions of digits, and roll the first one out."""
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir="/tmp"))
+    before = dict(os.environ)
+    fleet = Fleet(folder, 2, Narrator(to_stderr=True), transport)
+    try:
+        digits = build(folder)
+        fleet.init()
+        fleet.start_cloud()
+        fleet.start_agents()
+        whole = World(fleet, digits)
+        for version in versions:
+            whole.publish(version)
+        assert whole.roll_out(versions[0])["state"] == "completed"
+        yield whole
+    finally:
+        fleet.close()
+        os.environ.clear()
+        os.environ.update(before)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class World:

@@ -163,7 +163,8 @@ def _store(checkpoints: Checkpoints, audit: Audit) -> CheckpointStore:
             ]
 
         async def update_checkpoint(self, checkpoint: Mapping[str, Any], **_: Any) -> None:
-            raise NotImplementedError  # `Partition` saves them itself
+            # The base class wants it; `Partition` saves positions itself, and nobody calls this.
+            raise NotImplementedError
 
     return Store()
 
